@@ -1,0 +1,43 @@
+"""A farm run: manifest in, shards out."""
+
+from pydantic import Field
+
+from uniaudio.configs.section import Section
+
+
+class TokenizerConfig(Section):
+    """A tokenizer by its registered name, with its options (a folder, a hub name, a number of levels, ...)."""
+
+    name: str
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+
+class FilterConfig(Section):
+    """Clips outside these bounds are dropped, counted by reason and listed."""
+
+    min_seconds: float = Field(0.3, ge=0)
+    max_seconds: float = Field(60.0, gt=0)
+    min_rms_db: float = Field(-60.0, description="quieter clips are dropped as silence; dB below full scale")
+
+
+class FarmConfig(Section):
+    """What `uniaudio tokenize` reads.
+
+    `tokenizers` maps a view of the clip (`audio`, `phone`, `semantic`, `midi`, `text`) to what makes it. A work unit is
+    `clips_per_unit` manifest rows and makes exactly one shard.
+    """
+
+    manifest: str
+    output_dir: str
+    tokenizers: dict[str, TokenizerConfig] = Field(..., min_length=1)
+    clips_per_unit: int = Field(256, ge=1)
+    held_out_fraction: float = Field(0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid")
+    filters: FilterConfig = FilterConfig()
+    workers: int | None = Field(None, ge=1, description="Ray actors; one a CPU core unless given")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one is started unless given")
+    retries: int = Field(3, ge=0, description="tries again of a unit whose worker died")
+    max_dropped_fraction: float = Field(0.5, ge=0, le=1, description="failure budget: above this share of dropped clips the run fails")
+    seed: int = Field(0, ge=0)
+    experiment: str = "uniaudio-farm"

@@ -1,0 +1,127 @@
+"""YAML and dotted overrides in, frozen config out; every fault becomes one line with key, value and what is allowed."""
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from uniaudio.configs.section import Section
+from uniaudio.errors import UserError
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+CONFIG_ROOT = Path(__file__).parent
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UserError(f"line {node.start_mark.line + 1}: key given twice", seen=", ".join(twice), remedy="keep one of them")
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """YAML text -> plain Python; a syntax error names the source and the line."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader subclass
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML", seen=str(error)) from error
+
+
+def find_config(name: str | Path, folder: str) -> Path:
+    """A path as given, or the name of a YAML shipped in `configs/<folder>/`."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise UserError("no such config file", seen=path, remedy=f"give a YAML file or one of {shipped(folder)}")
+        return path
+    candidate = CONFIG_ROOT / folder / f"{name}.yaml"
+    if not candidate.is_file():
+        raise UserError(f"no config of that name in configs/{folder}", seen=name, allowed=", ".join(shipped(folder)))
+    return candidate
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the YAML files shipped in `configs/<folder>/`."""
+    return sorted(path.stem for path in (CONFIG_ROOT / folder).glob("*.yaml"))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Sets `a.b.c=value` (value as YAML) in the nested dict and returns it."""
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise UserError("an override must look like section.key=value", seen=override, remedy="for example optim.lr=3e-4")
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"override {key}: {parent} is not a section", seen=override)
+        node[leaf] = parse_yaml(value, source=f"override {key}")
+    return tree
+
+
+def validate(kind: type[ConfigT], tree: Any, *, source: str) -> ConfigT:
+    """A nested dict -> the frozen config; the first fault becomes a UserError that names the key."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: a config is a mapping of sections", seen=type(tree).__name__)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(kind, error, source) from error
+
+
+def _explain(kind: type[Section], error: ValidationError, source: str) -> UserError:
+    first, *rest = error.errors(include_url=False)
+    key = ".".join(str(part) for part in first["loc"]) or "(root)"
+    more = f" (and {len(rest)} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{source}: unknown key {key}{more}", seen=first["input"], allowed=", ".join(_keys_beside(kind, first["loc"])))
+    seen = None if first["type"] == "missing" else first["input"]
+    return UserError(f"{source}: {key}: {first['msg']}{more}", seen=seen)
+
+
+def _keys_beside(kind: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """Names allowed in the section that holds the unknown key at `location`."""
+    section: Any = kind
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field else None
+    return sorted(section.model_fields) if hasattr(section, "model_fields") else ["(see configs/)"]
+
+
+def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides: list[str] | tuple[str, ...] = ()) -> ConfigT:
+    """Reads a YAML by path or shipped name, applies overrides, validates, and applies the rules between sections.
+
+    Raises:
+        UserError: naming the key, the value seen, the values allowed.
+    """
+    from uniaudio.configs.rules import check  # the rules know every section; sections know nobody
+
+    path = find_config(name, folder)
+    tree = parse_yaml(path.read_text(encoding="utf-8"), source=str(path)) or {}
+    config = validate(kind, apply_overrides(tree, overrides), source=str(path))
+    check(config)
+    return config
+
+
+def dump_config(config: Section) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,43 @@
+"""The multi-scale Transformer's shape (paper, section Model)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from uniaudio.configs.section import Section
+
+
+class ModelConfig(Section):
+    """Sizes and variants of the global and local Transformer.
+
+    `embedding` and `link` name the two published forms: the paper's (`sum`, `shared`) and its released code's
+    (`concat`, `split`).
+    """
+
+    vocabulary: str = Field("paper", description="name of a table in configs/vocabularies, or a path to a YAML of that form")
+    num_codebooks: int = Field(3, ge=1, le=32, description="Q: codes of one frame")
+    width: int = Field(1536, ge=8, description="D")
+    num_heads: int = Field(12, ge=1, description="N, of the global Transformer")
+    local_num_heads: int | None = Field(None, ge=1, description="N of the local Transformer; num_heads unless given")
+    ffn_width: int = Field(6144, ge=8)
+    global_layers: int = Field(24, ge=1)
+    local_layers: int = Field(8, ge=1)
+    max_positions: int = Field(3000, ge=8, description="rows of the learned table of global positions, in frames")
+    embedding: Literal["sum", "concat"] = Field("sum", description="frame vector: sum of Q embeddings of width D, or Q of width D/Q side by side")
+    link: Literal["shared", "split"] = Field("shared", description="global -> local: one map of h_t for every level, or of its q-th slice")
+    gelu: Literal["exact", "tanh"] = "exact"
+    norm_eps: float = Field(1e-5, gt=0)
+    init_std: float = Field(0.02, gt=0)
+    text_width: int = Field(768, ge=1, description="width of the continuous text states (768: T5 v1.1 base, 384: the embedded encoder)")
+    prefix_lm: bool = Field(False, description="conditions attend to each other in both directions")
+    kernels: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a CUDA device, torch elsewhere; chosen once and logged")
+
+    @property
+    def head_dim(self) -> int:
+        """H of the global Transformer."""
+        return self.width // self.num_heads
+
+    @property
+    def local_heads(self) -> int:
+        """N of the local Transformer."""
+        return self.local_num_heads or self.num_heads

@@ -1,0 +1,50 @@
+"""All rules between sections, in one place: what must divide what, what excludes what."""
+
+from uniaudio.configs.run import RunConfig
+from uniaudio.configs.section import Section
+from uniaudio.errors import UserError
+
+
+def check(config: Section) -> None:
+    """Raises UserError for the first rule that the config breaks; configs without rules pass."""
+    if isinstance(config, RunConfig):
+        check_run(config)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of `number`, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _must_divide(key: str, value: int, what: str, number: int) -> None:
+    if number % value:
+        raise UserError(f"{key} does not divide {what} ({number})", seen=value, allowed=", ".join(map(str, divisors(number))))
+
+
+def check_run(run: RunConfig) -> None:
+    """The rules of a training run."""
+    model, parallel = run.model, run.parallel
+    _must_divide("model.num_heads", model.num_heads, "model.width", model.width)
+    _must_divide("model.local_num_heads", model.local_heads, "model.width", model.width)
+    if model.embedding == "concat" or model.link == "split":
+        _must_divide("model.num_codebooks", model.num_codebooks, "model.width (embedding: concat, link: split)", model.width)
+    tensor = parallel.tensor_parallel_size
+    _must_divide("parallel.tensor_parallel_size", tensor, "model.num_heads", model.num_heads)
+    _must_divide("parallel.tensor_parallel_size", tensor, "model.local_num_heads", model.local_heads)
+    _must_divide("parallel.tensor_parallel_size", tensor, "model.ffn_width", model.ffn_width)
+    layers = model.global_layers + model.local_layers + 3
+    if parallel.pipeline_parallel_size > layers:
+        raise UserError("parallel.pipeline_parallel_size exceeds the layers", seen=parallel.pipeline_parallel_size, allowed=f"1..{layers}")
+    if parallel.pipeline_parallel_size > 1 and parallel.zero_stage > 1:
+        raise UserError("parallel.zero_stage under a pipeline", seen=parallel.zero_stage, allowed="0, 1", remedy="or set parallel.pipeline_parallel_size=1")
+    if run.data.frames_per_row > model.max_positions:
+        raise UserError(
+            "data.frames_per_row exceeds model.max_positions",
+            seen=run.data.frames_per_row,
+            allowed=f"up to {model.max_positions}",
+            remedy="shorter rows or a longer table of positions",
+        )
+    if run.train.device == "cpu" and run.train.precision == "bf16" and run.parallel.zero_stage == 0 and parallel.world_size > 1:
+        raise UserError("train.precision bf16 on CPU needs parallel.zero_stage >= 1", seen="zero_stage 0", allowed="1, 2, 3")
+    if run.parallel.backend == "nccl" and run.train.device == "cpu":
+        raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")

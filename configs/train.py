@@ -1,0 +1,26 @@
+"""Length, precision, outputs of a training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from uniaudio.configs.section import Section
+
+
+class TrainConfig(Section):
+    """Everything a run writes lies below `output_dir`."""
+
+    output_dir: str
+    steps: int = Field(..., ge=1)
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = Field(10, ge=1)
+    evaluate_every: int = Field(0, ge=0, description="0: only at the end")
+    evaluate_batches: int = Field(8, ge=1, description="micro-batches of held-out clips of one evaluation")
+    save_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
+    init_from: str | None = Field(None, description="checkpoint folder whose weights to start from (fine-tuning)")
+    experiment: str = "uniaudio"
+    threads: int | None = Field(None, ge=1, description="CPU threads of a process; cores / local processes unless given")

@@ -1,0 +1,1 @@
+"""Shards -> checkpoint -> generated audio: data, model, engine, generation, evaluation."""

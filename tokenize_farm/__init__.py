@@ -1,0 +1,1 @@
+"""Recordings -> shards of codes: sources, tokenizers, the universal codec, the Ray farm."""

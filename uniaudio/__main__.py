@@ -1,0 +1,5 @@
+"""`python -m uniaudio` is the command `uniaudio`."""
+
+from uniaudio.cli import main
+
+main()

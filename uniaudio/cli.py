@@ -1,0 +1,76 @@
+"""The command `uniaudio`: loads each command from the package that owns it, and only when it is called."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from uniaudio import __version__
+from uniaudio.errors import MissingDependency, UserError
+
+# command -> (module, attribute, one line of help); a module is imported only when its command is used.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "config": ("uniaudio.configs.cli", "config", "Show or check a config."),
+    "corpus": ("uniaudio.tokenize_farm.corpus.cli", "corpus", "Fetch the demo recordings, or write a manifest of your own."),
+    "codec": ("uniaudio.tokenize_farm.codec.cli", "codec", "Train, use and measure the universal codec."),
+    "tokenize": ("uniaudio.tokenize_farm.cli", "tokenize", "Turn a manifest into shards of codes on a Ray farm."),
+    "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify or show shards."),
+    "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
+    "generate": ("uniaudio.pretrain.cli", "generate", "Generate audio from a checkpoint."),
+    "demo": ("uniaudio.pretrain.cli", "demo", "Recordings -> farm -> training -> audio, and one table."),
+    "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
+}
+
+# Third-party packages a command may miss, with the extra that brings them.
+EXTRAS = {"ray": "farm", "soundfile": "farm", "soxr": "farm", "transformers": "farm", "torch": "train", "deepspeed": "train", "megatron": "train"}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called, so that `uniaudio config` needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        try:
+            return getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRAS:
+                raise
+            raise MissingDependency(package, needed_for=f"uniaudio {cmd_name}", extra=EXTRAS[package]) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """UniAudio: one language model for speech, sound, music and singing.
+
+    Example: uniaudio demo --out work/demo
+    """
+
+
+def main() -> None:
+    """Runs the command line; a UserError becomes one line on standard error and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"uniaudio: error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("uniaudio: interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Errors that a user can act on: one line that says what, the value seen, the values allowed, and what to do."""
+
+
+class UserError(Exception):
+    """A fault in what the user gave (config, file, layout); the command line prints it as one line and exits 2."""
+
+    def __init__(self, what: str, *, seen: object = None, allowed: object = None, remedy: str | None = None) -> None:
+        self.what, self.seen, self.allowed, self.remedy = what, seen, allowed, remedy
+        parts = [what]
+        if seen is not None:
+            parts.append(f"seen: {seen}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        if remedy is not None:
+            parts.append(f"remedy: {remedy}")
+        super().__init__(" | ".join(" ".join(str(part).split()) for part in parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses process borders (Ray pickles exceptions) with its message whole."""
+        return (_rebuild, (type(self), str(self)))
+
+
+def _rebuild(kind: type[UserError], message: str) -> UserError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.what, error.seen, error.allowed, error.remedy = message, None, None, None
+    return error
+
+
+class MissingDependency(UserError):
+    """An optional package that this feature needs is not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package}, which is not installed",
+            remedy=f"pip install 'uniaudio[{extra}]' (or pip install {package})",
+        )
