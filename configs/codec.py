@@ -1,7 +1,6 @@
 """The universal codec: its shape and its training."""
 
 from pydantic import Field
-
 from uniaudio.configs.section import Section
 
 
