@@ -1,7 +1,6 @@
 """The universal codec: its shape, and how it is trained."""
 
 from pydantic import Field, model_validator
-
 from uniaudio.configs.section import Section
 
 

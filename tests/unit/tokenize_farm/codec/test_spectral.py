@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from uniaudio.tokenize_farm.codec.spectral import Spectral
 
 
