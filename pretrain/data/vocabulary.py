@@ -1,7 +1,7 @@
 """The one numbering of tokens: special ids, then each modality's range, in the order of the table.
 
-Owns names, ranges and the fingerprint. Shards hold raw codes (design decision 3); offsets are added from here at batch time. Uses the standard
-library only, so that the model, the checkpoint and the data path can all read it.
+Owns names, ranges and the fingerprint. Shards hold raw codes (design decision 3); offsets are added from here at batch time.
+Imports no torch or numpy: the model, the checkpoint and the data path all read it.
 """
 
 import hashlib
