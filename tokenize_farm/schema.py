@@ -85,7 +85,9 @@ class TokenizedClip:
         for view, array in self.views.items():
             dtype, dimensions = VIEWS[base_view(view)]
             if array.dtype != np.dtype(dtype) or array.ndim != dimensions or array.shape[0] == 0:
-                raise ValueError(f"{self.key}: view {view} is {array.dtype} {array.shape}; expected non-empty {dtype} with {dimensions} dimensions")
+                raise ValueError(
+                    f"{self.key}: view {view} is {array.dtype} {array.shape}; expected non-empty {dtype} with {dimensions} dimensions"
+                )
         return self
 
 
