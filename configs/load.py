@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-
 from uniaudio.configs.section import Section
+
 from uniaudio.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -37,7 +37,7 @@ _StrictLoader.add_implicit_resolver(
 def parse_yaml(text: str, *, source: str) -> Any:
     """YAML text -> plain Python; a syntax error names the source and the line."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader subclass
+        return yaml.load(text, Loader=_StrictLoader)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except yaml.YAMLError as error:
