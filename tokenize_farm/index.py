@@ -136,7 +136,7 @@ class ShardPaths:
             raise UserError("a shard's sidecar cannot be read", seen=f"{self.sidecar}: {error}", remedy=_REBUILD) from error
         version = sidecar.get("schema_version") if isinstance(sidecar, dict) else None
         if version != SCHEMA_VERSION:
-            raise UserError(f"{self.sidecar}: written by another schema version", seen=version, allowed=SCHEMA_VERSION, remedy="tokenize again")
+            raise UserError(f"{self.sidecar}: of another schema version", seen=version, allowed=SCHEMA_VERSION, remedy="tokenize again")
         return sidecar
 
 

@@ -13,6 +13,8 @@ from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import ShardIndex, read_index
 from uniaudio.tokenize_farm.schema import VIEWS, base_view
 
+_VERIFY = "run `uniaudio shards verify` on its folder"
+
 
 class ShardReader:
     """One open shard.
@@ -29,7 +31,7 @@ class ShardReader:
         try:
             self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UserError("cannot open a shard", seen=error, remedy="run `uniaudio shards verify` on its folder") from error
+            raise UserError("cannot open a shard", seen=error, remedy=_VERIFY) from error
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,6 +76,6 @@ class ShardReader:
         while done < length:
             count = os.preadv(self._handle, [memoryview(data)[done:]], offset + done)
             if count == 0:
-                raise UserError(f"{self.path}: ends inside an array", seen=f"{offset + done} bytes", remedy="run `uniaudio shards verify` on its folder")
+                raise UserError(f"{self.path}: ends inside an array", seen=f"{offset + done} bytes", remedy=_VERIFY)
             done += count
         return data

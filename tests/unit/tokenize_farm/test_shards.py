@@ -55,7 +55,7 @@ def test_reader_returns_every_array_and_meta(tmp_path: Path) -> None:
                 got = reader.view(i, view)
                 assert got.dtype == array.dtype and np.array_equal(got, array)
             assert reader.index.has(i, "text") == ("text" in clip.views)
-        with pytest.raises(KeyError, match="clip_000.*text"):
+        with pytest.raises(KeyError, match=r"clip_000.*text"):
             reader.view(0, "text")
         with pytest.raises(KeyError, match="no view 'phone'"):
             reader.view(0, "phone")
@@ -95,7 +95,7 @@ def test_only_shards_with_a_sidecar_exist(tmp_path: Path) -> None:
     (tmp_path / "farm.json").write_text("{}")
     assert [shard.name for shard in list_shards(tmp_path, "train")] == ["train-000002", "train-000010"]
     assert list_shards(tmp_path, "valid") == []
-    with pytest.raises(UserError, match="unknown split.*train, valid"):
+    with pytest.raises(UserError, match=r"unknown split.*train, valid"):
         list_shards(tmp_path, "test")
     with pytest.raises(UserError, match="no such folder"):
         list_shards(tmp_path / "nowhere")
@@ -163,7 +163,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="given twice.*clip_001"):
+    with pytest.raises(ValueError, match=r"given twice.*clip_001"):
         write(tmp_path, [make_clip(1), make_clip(1)])
 
 
