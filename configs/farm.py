@@ -31,7 +31,9 @@ class FarmConfig(Section):
     output_dir: str
     tokenizers: dict[str, TokenizerConfig] = Field(..., min_length=1)
     clips_per_unit: int = Field(256, ge=1)
-    held_out_fraction: float = Field(0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid")
+    held_out_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid"
+    )
     filters: FilterConfig = FilterConfig()
     workers: int | None = Field(None, ge=1, description="Ray actors; one a CPU core unless given")
     cpus_per_worker: float = Field(1.0, gt=0)

@@ -23,14 +23,18 @@ class ModelConfig(Section):
     global_layers: int = Field(24, ge=1)
     local_layers: int = Field(8, ge=1)
     max_positions: int = Field(3000, ge=8, description="rows of the learned table of global positions, in frames")
-    embedding: Literal["sum", "concat"] = Field("sum", description="frame vector: sum of Q embeddings of width D, or Q of width D/Q side by side")
+    embedding: Literal["sum", "concat"] = Field(
+        "sum", description="frame vector: sum of Q embeddings of width D, or Q of width D/Q side by side"
+    )
     link: Literal["shared", "split"] = Field("shared", description="global -> local: one map of h_t for every level, or of its q-th slice")
     gelu: Literal["exact", "tanh"] = "exact"
     norm_eps: float = Field(1e-5, gt=0)
     init_std: float = Field(0.02, gt=0)
     text_width: int = Field(768, ge=1, description="width of the continuous text states (768: T5 v1.1 base, 384: the embedded encoder)")
     prefix_lm: bool = Field(False, description="conditions attend to each other in both directions")
-    kernels: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a CUDA device, torch elsewhere; chosen once and logged")
+    kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="auto: triton on a CUDA device, torch elsewhere; chosen once and logged"
+    )
 
     @property
     def head_dim(self) -> int:

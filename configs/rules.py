@@ -36,7 +36,12 @@ def check_run(run: RunConfig) -> None:
     if parallel.pipeline_parallel_size > layers:
         raise UserError("parallel.pipeline_parallel_size exceeds the layers", seen=parallel.pipeline_parallel_size, allowed=f"1..{layers}")
     if parallel.pipeline_parallel_size > 1 and parallel.zero_stage > 1:
-        raise UserError("parallel.zero_stage under a pipeline", seen=parallel.zero_stage, allowed="0, 1", remedy="or set parallel.pipeline_parallel_size=1")
+        raise UserError(
+            "parallel.zero_stage under a pipeline",
+            seen=parallel.zero_stage,
+            allowed="0, 1",
+            remedy="or set parallel.pipeline_parallel_size=1",
+        )
     if run.data.frames_per_row > model.max_positions:
         raise UserError(
             "data.frames_per_row exceeds model.max_positions",

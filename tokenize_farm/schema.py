@@ -59,7 +59,7 @@ def parse_shard_name(name: str) -> tuple[str, int]:
 
 
 def valid_key(key: str) -> bool:
-    """A clip's key inside a shard: letters, digits, `_` and `-` only, so that a tar member can neither leave its folder nor split wrongly."""
+    """A clip's key in a shard: letters, digits, `_` and `-` only, so that a tar member can neither leave its folder nor split wrongly."""
     return _KEY.match(key) is not None
 
 
@@ -85,7 +85,9 @@ class TokenizedClip:
         for view, array in self.views.items():
             dtype, dimensions = VIEWS[base_view(view)]
             if array.dtype != np.dtype(dtype) or array.ndim != dimensions or array.shape[0] == 0:
-                raise ValueError(f"{self.key}: view {view} is {array.dtype} {array.shape}; expected non-empty {dtype} with {dimensions} dimensions")
+                raise ValueError(
+                    f"{self.key}: view {view} is {array.dtype} {array.shape}; expected non-empty {dtype} with {dimensions} dimensions"
+                )
         return self
 
 

@@ -22,7 +22,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 # Third-party packages a command may miss, with the extra that brings them.
-EXTRAS = {"ray": "farm", "soundfile": "farm", "soxr": "farm", "transformers": "farm", "torch": "train", "deepspeed": "train", "megatron": "train"}
+EXTRAS = {
+    "ray": "farm",
+    "soundfile": "farm",
+    "soxr": "farm",
+    "transformers": "farm",
+    "torch": "train",
+    "deepspeed": "train",
+    "megatron": "train",
+}
 
 
 class LazyGroup(click.Group):

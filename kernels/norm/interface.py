@@ -1,0 +1,55 @@
+"""norm: LayerNorm and RMSNorm over the last axis, alone or with the residual addition before them in the same pass.
+
+Owns the checks and the choice of path. `x` is (..., D) contiguous; weight and bias are (D,). All tensors have one dtype.
+"""
+
+import torch
+
+from uniaudio.kernels.checks import Backend, check_backend, check_contiguous, check_device, check_float, check_shape, fault
+from uniaudio.kernels.norm import reference
+
+MAX_WIDTH = 16_384
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend) -> torch.Tensor:
+    """LayerNorm of x (..., D) with statistics in float32. Raises ValueError on wrong dtype, device, shape or stride."""
+    _check("layer_norm", backend, x, None, weight, bias)
+    return reference.layer_norm(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(LayerNorm(x + residual), x + residual): the residual stream and its norm for the next layer, read and written once."""
+    _check("add_layer_norm", backend, x, residual, weight, bias)
+    total = x + residual
+    return reference.layer_norm(total, weight, bias, eps), total
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: Backend) -> torch.Tensor:
+    """RMSNorm of x (..., D) with statistics in float32."""
+    _check("rms_norm", backend, x, None, weight, None)
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: Backend
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(RMSNorm(x + residual), x + residual)."""
+    _check("add_rms_norm", backend, x, residual, weight, None)
+    total = x + residual
+    return reference.rms_norm(total, weight, eps), total
+
+
+def _check(op: str, backend: str, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    check_backend(op, backend, x)
+    check_float(op, backend, x=x, residual=residual, weight=weight, bias=bias)
+    check_device(op, x=x, residual=residual, weight=weight, bias=bias)
+    if x.dim() == 0 or not 1 <= x.shape[-1] <= MAX_WIDTH:
+        raise fault(op, "shape of x", seen=tuple(x.shape), allowed=f"(..., D) with D up to {MAX_WIDTH}")
+    if residual is not None:
+        check_shape(op, "residual", residual, tuple(x.shape))
+    check_shape(op, "weight", weight, (x.shape[-1],))
+    if bias is not None:
+        check_shape(op, "bias", bias, (x.shape[-1],))
+    check_contiguous(op, x=x, residual=residual, weight=weight, bias=bias)

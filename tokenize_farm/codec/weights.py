@@ -1,0 +1,64 @@
+"""Codec weights on disk: one safetensors file that carries its config as JSON in the metadata.
+
+Owns saving and loading; the shipped weights lie beside it in `weights/`, with their model card.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from uniaudio.atomic import publish_file
+from uniaudio.configs.codec import CodecModelConfig
+from uniaudio.configs.load import validate
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.codec.model import UniversalCodec
+
+SHIPPED = Path(__file__).parent / "weights" / "universal_16khz_8x1024.safetensors"
+
+
+def save_codec(path: Path, codec: UniversalCodec, *, dtype: torch.dtype = torch.float16, notes: dict[str, str] | None = None) -> None:
+    """Writes config and weights atomically; matrices as `dtype`, codebooks and their projections as float32.
+
+    `notes`: anything worth keeping with the weights (steps, data, GPU); readable with `read_notes`.
+    """
+    tensors = {
+        name: value.detach().to("cpu", torch.float32 if name.startswith("quantizer.") else dtype).contiguous()
+        for name, value in codec.state_dict().items()
+    }
+    metadata = {"format": "uniaudio-codec-1", "config": codec.config.model_dump_json(), "notes": json.dumps(notes or {}, sort_keys=True)}
+    with publish_file(Path(path)) as temporary:
+        save_file(tensors, str(temporary), metadata=metadata)
+
+
+def load_codec(path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> UniversalCodec:
+    """The codec of a weights file (None: the shipped one), in eval mode; blocks compute in `dtype`.
+
+    Raises:
+        UserError: no such file, not a codec file, or weights that do not fit its config.
+    """
+    file = SHIPPED if path is None else Path(path)
+    if not file.is_file():
+        raise UserError("no codec weights", seen=file, remedy="train them: uniaudio codec train CODEC.yaml")
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise UserError("not a safetensors file", seen=file, remedy=str(error)) from error
+    if "config" not in metadata:
+        raise UserError("these are not weights of the universal codec", seen=file, remedy="use a file written by uniaudio codec train")
+    codec = UniversalCodec(validate(CodecModelConfig, json.loads(metadata["config"]), source=str(file)))
+    try:
+        codec.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except RuntimeError as error:
+        raise UserError("weights do not fit their config", seen=file, remedy=str(error)) from error
+    return codec.requires_grad_(False).eval().to(device).compute_in(dtype)
+
+
+def read_notes(path: str | Path | None = None) -> dict[str, str]:
+    """What was noted when the weights were saved."""
+    with safe_open(str(SHIPPED if path is None else path), framework="pt") as handle:
+        return json.loads((handle.metadata() or {}).get("notes", "{}"))
