@@ -1,6 +1,7 @@
 """The universal codec: its shape, and how it is trained."""
 
 from pydantic import Field, model_validator
+
 from uniaudio.configs.section import Section
 
 
