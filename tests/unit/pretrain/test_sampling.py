@@ -28,7 +28,10 @@ def test_same_seed_same_code_alone_and_in_a_batch():
 
 def test_temperature_zero_is_greedy():
     rows = logits(3)
-    assert draw(rows, torch.ones(3, 50, dtype=torch.bool), Sampling(temperature=0), sequence_generators(0, 3)).tolist() == rows.argmax(-1).tolist()
+    assert (
+        draw(rows, torch.ones(3, 50, dtype=torch.bool), Sampling(temperature=0), sequence_generators(0, 3)).tolist()
+        == rows.argmax(-1).tolist()
+    )
 
 
 def test_frequencies_follow_the_distribution():
