@@ -42,8 +42,12 @@ class Folders:
 
 
 @click.command()
-@click.option("--out", default="work/demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything the demo makes.")
-@click.option("--audio-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Your own recordings instead of the demo corpus.")
+@click.option(
+    "--out", default="work/demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything the demo makes."
+)
+@click.option(
+    "--audio-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Your own recordings instead of the demo corpus."
+)
 @click.argument("overrides", nargs=-1)
 def demo(out: Path, audio_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Walk the whole way on this machine: fetch recordings, tokenize, train, generate. OVERRIDES go to the training.
@@ -77,7 +81,11 @@ def _commands(folders: Folders, audio_dir: Path | None, overrides: tuple[str, ..
 def _run(words: list[str]) -> None:
     code = subprocess.run([sys.executable, "-m", "uniaudio", *words], check=False).returncode
     if code:
-        raise UserError(f"the demo stopped at: uniaudio {' '.join(words)}", seen=f"exit code {code}", remedy="mend what the line above says, then run it again")
+        raise UserError(
+            f"the demo stopped at: uniaudio {' '.join(words)}",
+            seen=f"exit code {code}",
+            remedy="mend what the line above says, then run it again",
+        )
 
 
 def _rows(folders: Folders) -> list[dict[str, Any]]:
