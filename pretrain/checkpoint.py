@@ -58,8 +58,10 @@ def published(root: Path) -> list[Path]:
 # ---- saving ----
 
 
-def save(root: Path, step: int, engine: Engine, identity: Identity, *, keep: int) -> Path:
+def save(root: Path, step: int, engine: Engine, identity: Identity, *, next_row: int, keep: int) -> Path:
     """Writes and publishes the checkpoint of `step`, then removes all but the `keep` newest; a collective call.
+
+    `next_row`: where the data goes on.
 
     Raises:
         UserError: on every rank, where one could not write (a full disk, say); earlier checkpoints are left whole.
@@ -69,7 +71,11 @@ def save(root: Path, step: int, engine: Engine, identity: Identity, *, keep: int
     prepared = _on_rank_zero(engine, lambda: _fresh(temporary))
     reports = engine.gather(prepared or _write_rank(temporary, engine))
     faults = [report for report in reports if isinstance(report, str)]
-    fault = faults[0] if faults else _on_rank_zero(engine, lambda: _publish(temporary, final, step, identity, reports))
+    fault = (
+        faults[0]
+        if faults
+        else _on_rank_zero(engine, lambda: _publish(temporary, final, {"step": step, "row": next_row}, identity, reports))
+    )
     if fault:
         _on_rank_zero(engine, lambda: shutil.rmtree(temporary, ignore_errors=True))
         left = published(root)
@@ -117,6 +123,7 @@ def _write_rank(folder: Path, engine: Engine) -> dict[str, Any] | str:
     layout, tag = engine.layout, f"pp{engine.layout.pipeline_rank:02d}-tp{engine.layout.tensor.rank:02d}"
     report: dict[str, Any] = {"files": {}, "parameters": {}}
     fault: str | None = None
+    engine.link_state()
     with ExitStack() as stack:
         writers: dict[str, TensorFileWriter] = {}
         try:
@@ -170,10 +177,11 @@ def _write_rng(path: Path, engine: Engine, files: dict[str, Any]) -> None:
 
 
 def _describe(slot: Slot, tag: str) -> dict[str, Any]:
-    return {"shape": list(slot.shape), "dim": slot.partition_dim, "parts": [{"tag": tag, "start": slot.start, "stop": slot.start + slot.valid}]}
+    part = {"tag": tag, "start": slot.start, "stop": slot.start + slot.valid}
+    return {"shape": list(slot.shape), "dim": slot.partition_dim, "parts": [part]}
 
 
-def _publish(temporary: Path, final: Path, step: int, identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
+def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
     files: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     for report in reports:
@@ -182,7 +190,8 @@ def _publish(temporary: Path, final: Path, step: int, identity: Identity, report
             parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
     manifest = {
         "format": FORMAT,
-        "step": step,
+        "step": position["step"],
+        "data_position": position,
         "config": identity.run.model_dump(mode="json"),
         "vocabulary": {"fingerprint": identity.vocabulary.fingerprint, "table": identity.vocabulary.to_table()},
         "mlflow_run_id": identity.mlflow_run_id,
@@ -228,7 +237,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{MANIFEST}: {error}") from error
     if format_number != FORMAT:
-        raise UserError(f"checkpoint {path} has another format", seen=format_number, allowed=FORMAT, remedy="use the version of uniaudio that wrote it")
+        raise UserError(
+            f"checkpoint {path} has another format", seen=format_number, allowed=FORMAT, remedy="use the version of uniaudio that wrote it"
+        )
     return manifest
 
 
@@ -270,7 +281,11 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
         damaged.append(f"{path.name}: {fault}")
         logger.error("checkpoint %s is damaged (%s); going back to the one before it", path, fault)
     if damaged:
-        raise UserError(f"no whole checkpoint in {root}", seen="; ".join(damaged), remedy="restore one from a copy, or set train.resume=false to start over")
+        raise UserError(
+            f"no whole checkpoint in {root}",
+            seen="; ".join(damaged),
+            remedy="restore one from a copy, or move the folder away to start over",
+        )
     return None
 
 
@@ -283,22 +298,21 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     files = TensorFiles(path)
     for slot in engine.slots:
         keys = ("weight", "master", *(MOMENTS if optimizer else ()))
-        tensors = {key: read_cut(files, manifest, slot.name, key, slot.partition_dim, slot.start, slot.valid) for key in keys}
+        tensors = {key: read_cut(files, manifest, slot, key) for key in keys}
         engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
 
 
-def read_cut(files: TensorFiles, manifest: dict[str, Any], name: str, key: str, dim: int | None, start: int, length: int) -> torch.Tensor | None:
-    """A parameter's tensor, or start..start + length of it along `dim`, put together from the parts that hold it; None where not saved."""
+def read_cut(files: TensorFiles, manifest: dict[str, Any], slot: Slot, key: str) -> torch.Tensor | None:
+    """The slot's cut of a saved tensor, put together from the parts that hold it; None where it was not saved."""
+    name, dim, start, length = slot.name, slot.partition_dim, slot.start, slot.valid
     entry = manifest["parameters"][name]
     kind, tensor_name = ("weights", name) if key == "weight" else ("optimizer", f"{name}.{key}")
     file_of = {part["tag"]: f"{kind}-{part['tag']}.safetensors" for part in entry["parts"]}
     if not files.has(next(iter(file_of.values())), tensor_name):
         return None
-    if entry["dim"] is None:
-        return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
     if dim is None:
-        dim, start, length = entry["dim"], 0, entry["shape"][entry["dim"]]
+        return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
     pieces = []
     for part in sorted(entry["parts"], key=lambda part: part["start"]):
         low, high = max(start, part["start"]), min(start + length, part["stop"])
@@ -348,7 +362,9 @@ def find(path: Path) -> Path:
             return root
         if found := published(root):
             return found[-1]
-    raise UserError("no checkpoint there", seen=path, allowed=f"a folder that holds {MANIFEST}, or the train.output_dir of a run that has saved")
+    raise UserError(
+        "no checkpoint there", seen=path, allowed=f"a folder that holds {MANIFEST}, or the train.output_dir of a run that has saved"
+    )
 
 
 def load_weights(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
@@ -376,7 +392,7 @@ def load_model(path: Path, device: torch.device | str, dtype: torch.dtype) -> tu
     files = TensorFiles(path)
     with torch.no_grad():
         for slot in slots:
-            tensor = read_cut(files, manifest, slot.name, "weight", slot.partition_dim, slot.start, slot.valid)
+            tensor = read_cut(files, manifest, slot, "weight")
             assert tensor is not None
             target = slot.parameter if slot.partition_dim is None else slot.parameter.narrow(slot.partition_dim, 0, slot.valid)
             target.copy_(tensor)

@@ -10,8 +10,10 @@ sum(its losses) x (data_parallel_size x accumulation / N).
 
 import contextlib
 import io
+import itertools
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,13 +104,16 @@ class Engine:
             module = self._as_pipeline(model) if self.layout.pipeline_size > 1 else model.to(self.device)
             self.slots = [make_slot(names[id(p)], p, self.layout) for p in module.parameters() if p.requires_grad]
             for slot in self.slots:
-                # DeepSpeed counts a parameter in the norm where it is marked as cut, or on tensor rank 0 of (at ZeRO-0) the first stage only.
+                # DeepSpeed counts a parameter in the norm where it is marked as cut, and others on tensor rank 0 only.
                 # Marked like this each parameter counts exactly once under every layout.
                 slot.parameter.model_parallel = slot.partition_dim is not None or self.layout.tensor.rank == 0
-            self._base = make_optimizer(self.run.optim, [(slot.name, slot.parameter) for slot in self.slots], fused=self.device.type == "cuda")
+            named = [(slot.name, slot.parameter) for slot in self.slots]
+            self._base = make_optimizer(self.run.optim, named, fused=self.device.type == "cuda")
             if self._plain:
                 self._base.register_step_pre_hook(self._clip)
-            self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False)
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
+            )
 
     def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:
         from deepspeed.pipe import PipelineModule
@@ -117,7 +122,7 @@ class Engine:
         layers = model.named_layers()
         costs = layer_flops(self.run.model, self.run.data.frames_per_row, model.vocabulary_size)
         bounds = balanced_bounds(costs, self.layout.pipeline_size)
-        logger.info("pipeline stages: %s", "; ".join(f"{layers[a][0]}..{layers[b - 1][0]}" for a, b in zip(bounds, bounds[1:])))
+        logger.info("pipeline stages: %s", "; ".join(f"{layers[a][0]}..{layers[b - 1][0]}" for a, b in itertools.pairwise(bounds)))
 
         class Stages(PipelineModule):
             """PipelineModule with stage bounds given instead of guessed."""
@@ -128,7 +133,9 @@ class Engine:
                 self._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
 
         parallel = self.run.parallel
-        topology = PipeModelDataParallelTopology(num_pp=parallel.pipeline_parallel_size, num_mp=parallel.tensor_parallel_size, num_dp=parallel.data_parallel_size)
+        topology = PipeModelDataParallelTopology(
+            num_pp=parallel.pipeline_parallel_size, num_mp=parallel.tensor_parallel_size, num_dp=parallel.data_parallel_size
+        )
         os.environ.setdefault("LOCAL_RANK", str(self.device.index or 0))
         stages = Stages([layer for _, layer in layers], topology=topology, loss_fn=self._pipeline_loss)
         self._model_group = stages._grid.get_model_parallel_group()
@@ -188,7 +195,9 @@ class Engine:
         self._loss_scale.fill_(1.0)
         self._totals.zero_()
         if self.layout.pipeline_size > 1:
-            self._deepspeed.eval_batch(self._pipeline_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches))
+            self._deepspeed.eval_batch(
+                self._pipeline_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
+            )
         else:
             self._deepspeed.eval()
             for batch in batches:
@@ -254,15 +263,27 @@ class Engine:
 
     def prepare_state(self, step: int) -> None:
         """Makes AdamW's state exist, with zero moments, as after `step` updates; `write_state` then fills it."""
-        flat = {
-            0: lambda: [slot.parameter for slot in self.slots],
-            1: lambda: getattr(self._deepspeed.optimizer, "fp32_groups_flat_partition", None) or self._deepspeed.optimizer.single_partition_of_fp32_groups,
-            2: lambda: self._deepspeed.optimizer.single_partition_of_fp32_groups,
-            3: lambda: self._deepspeed.optimizer.fp32_partitioned_groups_flat,
-        }[self.run.parallel.zero_stage]()
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        for parameter in flat:
-            self._base.state[parameter] = {"step": torch.tensor(float(step), device=device), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+        for parameter in self._optimized():
+            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+            self._base.state[parameter] = {"step": torch.tensor(float(step), device=device), **moments}
+        self.link_state()
+
+    def _optimized(self) -> list[torch.Tensor]:
+        """The tensors that AdamW updates: the parameters, or this rank's fp32 partitions of them."""
+        wrapper, stage = self._deepspeed.optimizer, self.run.parallel.zero_stage
+        if stage == 0:
+            return [slot.parameter for slot in self.slots]
+        if stage == 3:
+            return wrapper.fp32_partitioned_groups_flat
+        return (
+            wrapper.fp32_groups_flat_partition
+            if hasattr(wrapper, "fp32_groups_flat_partition")
+            else wrapper.single_partition_of_fp32_groups
+        )
+
+    def link_state(self) -> None:
+        """Before `read_state`: DeepSpeed's ZeRO 1 and 2 link parameters to moments when only the first group's exist; done again here."""
         if self.run.parallel.zero_stage in (1, 2):
             self._deepspeed.optimizer._hp_optimizer_states_linked = False
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
@@ -336,8 +357,10 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else its first collective compiles C++ (and waits for a stale lock)
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # names of collectives that DeepSpeed still uses
     return deepspeed
 
 

@@ -108,7 +108,9 @@ def spawn(arguments: Sequence[str], world_size: int) -> int:
         shared = {PARENT: str(os.getpid()), FAULTS: faults}
         port = _free_port()
         command = [sys.executable, "-m", "uniaudio", *arguments]
-        children = [subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}) for rank in range(world_size)]
+        children = [
+            subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}) for rank in range(world_size)
+        ]
 
         def forward(number: int, frame: FrameType | None) -> None:
             for child in children:
@@ -137,6 +139,7 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),  # megatron-core's overlap counts on launch order
     }
     if rank and "UNIAUDIO_LOG_LEVEL" not in os.environ:
         environment["UNIAUDIO_LOG_LEVEL"] = "WARNING"  # rank 0 speaks for all

@@ -55,7 +55,9 @@ def flatten(section: Section) -> dict[str, str]:
 
     def walk(prefix: str, value: Any) -> dict[str, str]:
         if isinstance(value, dict) and value:
-            return {name: text for key, part in value.items() for name, text in walk(f"{prefix}.{key}" if prefix else str(key), part).items()}
+            return {
+                name: text for key, part in value.items() for name, text in walk(f"{prefix}.{key}" if prefix else str(key), part).items()
+            }
         return {prefix: json.dumps(value) if isinstance(value, list | dict) else str(value)}
 
     return walk("", section.model_dump(mode="json"))

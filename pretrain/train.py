@@ -48,7 +48,11 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
         return torch.device("cpu")
     local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError("train.device cuda: no GPU for this process", seen=f"local rank {local_rank}, {count} GPUs", remedy="fewer processes a host, or train.device=cpu")
+        raise UserError(
+            "train.device cuda: no GPU for this process",
+            seen=f"local rank {local_rank}, {count} GPUs",
+            remedy="fewer processes a host, or train.device=cpu",
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -106,7 +110,12 @@ def train(run: RunConfig) -> int:
     outputs = _open_outputs(run, restored, commit) if layout.rank == 0 else Outputs()
     run_id = outputs.tracker.run_id if outputs.tracker else None
     trainer = Trainer(
-        engine, Identity(run, vocabulary, run_id, commit), train=loaders.train, valid=loaders.valid, outputs=outputs, start=restored.step if restored else 0
+        engine,
+        Identity(run, vocabulary, run_id, commit),
+        train=loaders.train,
+        valid=loaders.valid,
+        outputs=outputs,
+        start=restored.step if restored else 0,
     )
     status = "FAILED"
     try:
@@ -127,7 +136,9 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
         logger.info("resumed from %s", restored.path)
         _tell_differences(run, restored)
     elif checkpoint.published(root) and not run.train.resume:
-        raise UserError("train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them")
+        raise UserError(
+            "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
+        )
     elif run.train.init_from:
         path = checkpoint.load_weights(Path(run.train.init_from), engine, vocabulary)
         logger.info("weights from %s", path)
@@ -142,7 +153,9 @@ def _tell_differences(run: RunConfig, restored: Restored) -> None:
         if before.get(key) != now.get(key):
             logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))
     if saved.frames_per_step != run.frames_per_step:
-        logger.warning("a step was %d frames and is now %d: the order of the data is not continued", saved.frames_per_step, run.frames_per_step)
+        logger.warning(
+            "a step was %d frames and is now %d: the order of the data is not continued", saved.frames_per_step, run.frames_per_step
+        )
 
 
 def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:

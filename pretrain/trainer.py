@@ -4,9 +4,10 @@ Owns the order of things and what is done how often. Everything that must agree 
 that are equal on all of them.
 """
 
+import functools
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ class Loader(Protocol):
         """This rank's micro-batches of step 0, 1, ..."""
 
     def valid_batches(self, count: int) -> list[Batch]:
-        """The first `count` held-out micro-batches of this rank."""
+        """This rank's part of the first `count` held-out micro-batches; as many on every rank."""
+
+    def first_row(self, step: int) -> int:
+        """Number of a step's first row in the endless sequence of rows."""
 
     def info(self, step: int) -> dict[str, object]:
         """Epoch and document keys of a step."""
@@ -96,15 +100,15 @@ class Trainer:
             UserError: a loss that is not finite, or a checkpoint that cannot be written.
         """
         settings = self.run.train
-        with stop_requests() as came, ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.train.step_batches, self.step)
+        with stop_requests() as came, ThreadPoolExecutor(1) as thread:
+            ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
+            upcoming = self._load(ahead)
             while self.step < settings.steps:
                 if self.engine.any_rank(bool(came)):
                     return self._leave()
-                batches = upcoming.result()
+                batches = upcoming()
                 self.step += 1
-                if self.step < settings.steps:
-                    upcoming = ahead.submit(self.train.step_batches, self.step)
+                upcoming = self._load(ahead)
                 self._train_step(batches)
                 last = self.step == settings.steps
                 save = last or self.step % settings.save_every == 0
@@ -118,6 +122,14 @@ class Trainer:
                 if save or evaluate:
                     self._speed.skip()
         return 0
+
+    def _load(self, ahead: ThreadPoolExecutor | None) -> Callable[[], list[Batch]]:
+        """What gives the batches of the next step; with `ahead` they are read meanwhile."""
+        if self.step >= self.run.train.steps:
+            return list
+        if ahead is None:
+            return functools.partial(self.train.step_batches, self.step)
+        return ahead.submit(self.train.step_batches, self.step).result
 
     def _train_step(self, batches: list[Batch]) -> None:
         rate = learning_rate(self.run.optim, self.step, self.run.train.steps)
@@ -141,16 +153,16 @@ class Trainer:
             metrics = loss_metrics(statistics.loss_sums_KQ, statistics.counts_KQ, self.run.data.tasks)
             norm = statistics.gradient_norm
             metrics |= {"learning_rate": rate, "gradient_norm": float("nan") if norm is None else float(norm), **position}
+            metrics["data/row"] = float(self.train.first_row(step))
             if step == pending[-1][0]:
                 metrics |= {**unigram, **speed}
             self._write(step, metrics)
             self._require_finite(step, metrics)
         if self.outputs.tracker:
             self.outputs.tracker.flush()
-        logger.info(
-            "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%",
-            step, self.run.train.steps, metrics["loss"], metrics["unigram"], rate, metrics["gradient_norm"], speed["frames_per_second"], 100 * speed["mfu"],
-        )  # fmt: skip
+        form = "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%"
+        loss, norm, rate = metrics["loss"], metrics["gradient_norm"], metrics["learning_rate"]
+        logger.info(form, step, self.run.train.steps, loss, metrics["unigram"], rate, norm, speed["frames_per_second"], 100 * speed["mfu"])
 
     def _write(self, step: int, metrics: Metrics) -> None:
         if self.outputs.file:
@@ -183,7 +195,8 @@ class Trainer:
         logger.info("step %d  held-out loss %.4f (unigram %.4f)", self.step, metrics["valid/loss"], metrics["valid/unigram"])
 
     def _save(self) -> None:
-        path = checkpoint.save(self.root, self.step, self.engine, self.identity, keep=self.run.train.keep_checkpoints)
+        next_row = self.train.first_row(self.step)
+        path = checkpoint.save(self.root, self.step, self.engine, self.identity, next_row=next_row, keep=self.run.train.keep_checkpoints)
         self._saved = self.step
         logger.info("checkpoint %s", path)
 
