@@ -313,7 +313,7 @@ def read_cut(files: TensorFiles, manifest: dict[str, Any], slot: Slot, key: str)
         return None
     if dim is None:
         return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
-    pieces = []
+    pieces: list[torch.Tensor] = []
     for part in sorted(entry["parts"], key=lambda part: part["start"]):
         low, high = max(start, part["start"]), min(start + length, part["stop"])
         if low < high or (length == 0 and not pieces):

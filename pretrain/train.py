@@ -14,7 +14,7 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity, Restored
-from uniaudio.pretrain.data.loader import make_loader
+from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.metrics import MetricsFile
@@ -23,7 +23,7 @@ from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit
-from uniaudio.pretrain.trainer import PREEMPTED, Loader, Outputs, Trainer
+from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
 
 logger = get_logger("train")
 
@@ -80,7 +80,7 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
 
 
 def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Loaders:
-    """Train and valid loaders of this rank's data-parallel share."""
+    """Train and valid loaders of this rank's data-parallel share, at the beginning of the data."""
     share = {
         "data_parallel_rank": layout.data_parallel_rank,
         "data_parallel_size": layout.data_parallel_size,
@@ -101,9 +101,11 @@ def train(run: RunConfig) -> int:
     torch.manual_seed(run.train.seed)
     layout = layouts.initialize(run.parallel, device)
     vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
-    loaders = make_loaders(run, vocabulary, layout)
+    loaders = make_loaders(run, vocabulary, layout)  # before the engine: faults in the data show at once
     engine = Engine(run, make_model(run, vocabulary, layout, device), layout, device=device)
     restored = _start_from(run, engine, vocabulary)
+    if restored:
+        loaders.train.position = DataPosition(**restored.manifest["data_position"])
     if restored and restored.step >= run.train.steps:
         logger.warning("nothing to do: %s is of step %d and train.steps is %d", restored.path, restored.step, run.train.steps)
     commit = git_commit()
@@ -124,7 +126,8 @@ def train(run: RunConfig) -> int:
     finally:
         _close_outputs(outputs, status)
         loaders.close()
-    layouts.shutdown()
+    if layout.world_size > 1:
+        layouts.shutdown()
     return code
 
 
@@ -146,16 +149,11 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
 
 
 def _tell_differences(run: RunConfig, restored: Restored) -> None:
-    """What this run's config says differently from the checkpoint's; a changed global batch moves the position in the data."""
-    saved = RunConfig.model_validate(restored.manifest["config"])
-    before, now = flatten(saved), flatten(run)
+    """What this run's config says differently from the checkpoint's."""
+    before, now = flatten(RunConfig.model_validate(restored.manifest["config"])), flatten(run)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))
-    if saved.frames_per_step != run.frames_per_step:
-        logger.warning(
-            "a step was %d frames and is now %d: the order of the data is not continued", saved.frames_per_step, run.frames_per_step
-        )
 
 
 def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import torch
 
@@ -22,6 +21,7 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity
 from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.data.loader import Loader
 from uniaudio.pretrain.engine import Engine, StepStatistics
 from uniaudio.pretrain.metrics import Metrics, MetricsFile, Speed, count_codes, loss_metrics, unigram_metrics
 from uniaudio.pretrain.optim import learning_rate
@@ -31,25 +31,6 @@ from uniaudio.pretrain.tracking import Tracker
 PREEMPTED = launch.SAVED
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 logger = get_logger("trainer")
-
-
-class Loader(Protocol):
-    """What the loop needs of `pretrain.data.loader`."""
-
-    def step_batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of step 0, 1, ..."""
-
-    def valid_batches(self, count: int) -> list[Batch]:
-        """This rank's part of the first `count` held-out micro-batches; as many on every rank."""
-
-    def first_row(self, step: int) -> int:
-        """Number of a step's first row in the endless sequence of rows."""
-
-    def info(self, step: int) -> dict[str, object]:
-        """Epoch and document keys of a step."""
-
-    def close(self) -> None:
-        """Ends its workers."""
 
 
 class NonFiniteLoss(UserError):
@@ -89,7 +70,7 @@ class Trainer:
         self.run, self.train, self.valid = identity.run, train, valid
         self.root = Path(self.run.train.output_dir) / "checkpoints"
         self.step, self._saved = start, start
-        self._pending: list[tuple[int, StepStatistics, float, Metrics]] = []
+        self._pending: list[tuple[int, StepStatistics, float]] = []
         self._codes: torch.Tensor | None = None
         self._speed = Speed(self.run, identity.vocabulary.size, engine.device)
 
@@ -134,8 +115,7 @@ class Trainer:
     def _train_step(self, batches: list[Batch]) -> None:
         rate = learning_rate(self.run.optim, self.step, self.run.train.steps)
         statistics = self.engine.train_step(batches, learning_rate=rate)
-        position = {"data/step": float(self.step), "data/frames": float(self.step * self.run.frames_per_step)}
-        self._pending.append((self.step, statistics, rate, position))
+        self._pending.append((self.step, statistics, rate))
         codes = count_codes(batches, len(self.run.data.tasks), self.identity.vocabulary.size)
         self._codes = codes if self._codes is None else self._codes + codes
         if self.outputs.progress:
@@ -146,14 +126,16 @@ class Trainer:
         if not self._pending:
             return
         assert self._codes is not None
+        tasks = self.run.data.tasks
+        unigram = unigram_metrics(self.engine.sum_over_data(self._codes), tasks)
+        losses = [
+            loss_metrics(statistics.loss_sums_KQ, statistics.counts_KQ, tasks) for _, statistics, _ in self._pending
+        ]  # waits for the device
         speed = self._speed.lap(len(self._pending))
-        unigram = unigram_metrics(self.engine.sum_over_data(self._codes), self.run.data.tasks)
         pending, self._pending, self._codes = self._pending, [], None
-        for step, statistics, rate, position in pending:
-            metrics = loss_metrics(statistics.loss_sums_KQ, statistics.counts_KQ, self.run.data.tasks)
+        for (step, statistics, rate), metrics in zip(pending, losses):
             norm = statistics.gradient_norm
-            metrics |= {"learning_rate": rate, "gradient_norm": float("nan") if norm is None else float(norm), **position}
-            metrics["data/row"] = float(self.train.first_row(step))
+            metrics |= {"learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), **self._position(step)}
             if step == pending[-1][0]:
                 metrics |= {**unigram, **speed}
             self._write(step, metrics)
@@ -161,8 +143,15 @@ class Trainer:
         if self.outputs.tracker:
             self.outputs.tracker.flush()
         form = "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%"
-        loss, norm, rate = metrics["loss"], metrics["gradient_norm"], metrics["learning_rate"]
-        logger.info(form, step, self.run.train.steps, loss, metrics["unigram"], rate, norm, speed["frames_per_second"], 100 * speed["mfu"])
+        loss, norm, rate = (losses[-1][key] for key in ("loss", "gradient_norm", "learning_rate"))
+        logger.info(
+            form, pending[-1][0], self.run.train.steps, loss, unigram["unigram"], rate, norm, speed["frames_per_second"], 100 * speed["mfu"]
+        )
+
+    def _position(self, step: int) -> Metrics:
+        """Where the data stands after a step: rows and frames of the endless sequence."""
+        row = self.train.first_row(step)
+        return {"data/row": float(row), "data/frames": float(row * self.run.data.frames_per_row)}
 
     def _write(self, step: int, metrics: Metrics) -> None:
         if self.outputs.file:
