@@ -101,7 +101,7 @@ class DecodeState:
             )
         span = min(self.max_frames, (longest // SPAN + 1) * SPAN)
         visible_BS = torch.arange(span, device=codes_BQ.device) <= self.lengths_B.unsqueeze(1)
-        hidden_BD = self.model.embed.frames(codes_BQ, self.lengths_B)
+        hidden_BD = self.model.embed.frames(codes_BQ.contiguous(), self.lengths_B)
         for block, cache in zip(self.model.global_blocks, self.global_caches, strict=True):
             hidden_BD = block.residual(hidden_BD, partial(self._attend_cache, cache, span, visible_BS))
         self.lengths_B += self._active_B
@@ -130,7 +130,7 @@ class DecodeState:
             raise ValueError(
                 f"local_logits: levels come in order from 0 | seen: {level} | allowed: 0..{self.model.config.num_codebooks - 1}"
             )
-        x = self.model.link.level_input(self._context, level, codes_Bq[:, -1] if level else None)
+        x = self.model.link.level_input(self._context, level, codes_Bq[:, -1].contiguous() if level else None)
         for block, cache in zip(self.model.local_blocks, self.local_caches, strict=True):
             x = block.residual(x, partial(self._attend_levels, cache, level))
         return self.model.head.logits(x[:, 0])

@@ -29,7 +29,7 @@ class Embed(nn.Module):
 
     def frames(self, codes_XQ: torch.Tensor, positions_X: torch.Tensor) -> torch.Tensor:
         """Frame vectors (X, D) of already shifted codes, positions included."""
-        return self.code.frames(codes_XQ, positions_X, self.position.weight, mode=self.mode, backend=self.backend)
+        return self.code(codes_XQ, positions_X, self.position.weight, mode=self.mode, backend=self.backend)
 
     def shifted(self, codes_BTQ: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
         """Codes one frame to the right inside each document, (B, T, Q)."""
