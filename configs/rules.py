@@ -61,6 +61,13 @@ def check_run(run: RunConfig) -> None:
             allowed=f"up to {model.max_positions}",
             remedy="shorter rows or a longer table of positions",
         )
+    if model.prefix_lm and run.data.loss_on == "all":
+        raise UserError(
+            "data.loss_on all counts conditions, which model.prefix_lm lets the model see beforehand",
+            seen="loss_on all",
+            allowed="target",
+            remedy="set data.loss_on=target or model.prefix_lm=false",
+        )
     if run.train.device == "cpu" and run.train.precision == "bf16" and run.parallel.zero_stage == 0 and parallel.world_size > 1:
         raise UserError("train.precision bf16 on CPU needs parallel.zero_stage >= 1", seen="zero_stage 0", allowed="1, 2, 3")
     if run.parallel.backend == "nccl" and run.train.device == "cpu":

@@ -7,6 +7,7 @@ have the pinned SHA-256. What is in the cache is used again without network, aft
 """
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -139,8 +140,10 @@ class _Apt:
     """apt-get as an ordinary user. The system's package lists are tried first; `private` lists are fetched where they do not do."""
 
     def __init__(self, private: Path) -> None:
-        if shutil.which("apt-get") is None:
+        program = shutil.which("apt-get")
+        if program is None:
             raise UserError("apt-get is not on this machine, and the recordings come from Debian packages", remedy=_NO_APT)
+        self._program = program
         self._private = private.absolute()
         self._options: list[str] = []
 
@@ -194,12 +197,12 @@ class _Apt:
         return self._run("update").stderr
 
     def _run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = ["apt-get", "-q", *self._options, *arguments]
+        command = [self._program, "-q", *self._options, *arguments]
         try:
             return subprocess.run(
                 command,
                 cwd=folder,
-                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                env={**os.environ, "LC_ALL": "C"},
                 capture_output=True,
                 text=True,
                 timeout=_APT_SECONDS,

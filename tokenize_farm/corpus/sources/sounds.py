@@ -1,5 +1,6 @@
 """Sounds whose file names say what they are: UFO: Alien Invasion, Sonic Pi, sound icons, a keyboard."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _read_ufo(folders: Mapping[str, Path]) -> Iterator[Recording]:
 
 
 def _ufo_caption(group: list[str], stem: str) -> str:
-    words = " ".join(_WORDS.get(word.rstrip("ab"), _WORDS.get(word, word)) for word in readable(stem).split())
+    words = " ".join(_WORDS.get(word, word) for word in readable(re.sub(r"\d+[ab]$", "", stem)).split())
     context = " ".join(group).replace("civilians", "").replace("soldiers", "").replace("misc", "").replace("ui", "interface").strip()
     return f"{context}: {words}" if context and context not in words else words
 
