@@ -168,6 +168,14 @@ class DecodeState:
             raise ValueError(
                 f"prefill: one row for each prompt | seen: {len(prompts)} prompts, rows {rows} | allowed: 0..{self.rows - 1}, each once"
             )
+        for prompt in prompts:
+            if prompt.text_states_SC is not None and prompt.text_states_SC.shape[1] != self.model.config.text_width:
+                raise UserError(
+                    "text states of another width than model.text_width",
+                    seen=prompt.text_states_SC.shape[1],
+                    allowed=self.model.config.text_width,
+                    remedy="encode the text with the encoder that the model was trained with",
+                )
         if max(lengths) > self.max_frames:
             raise UserError(
                 "a prompt is longer than the KV cache",
@@ -191,13 +199,12 @@ def _pack(model: MultiScaleTransformer, prompts: Sequence[Prompt], lengths: list
             text_positions_BS[row, : prompt.text_positions_S.shape[0]] = prompt.text_positions_S.cpu().to(torch.int32)
     ends_B = torch.tensor(lengths, dtype=torch.int32)
     positions_BT = torch.arange(frames, dtype=torch.int32).expand(rows, frames)
-    behind_BT = positions_BT >= ends_B.unsqueeze(1)
     return Batch(
         codes_BTQ=codes_BTQ,
         target_mask_BTQ=torch.zeros(rows, frames, model.config.num_codebooks, dtype=torch.int8),
         document_starts_BD=torch.stack((torch.zeros_like(ends_B), ends_B), dim=1),
         prefix_lengths_BD=torch.tensor([[prompt.prefix_length, 0] for prompt in prompts], dtype=torch.int32),
-        positions_BT=torch.where(behind_BT, positions_BT - ends_B.unsqueeze(1), positions_BT),
+        positions_BT=positions_BT.contiguous(),
         text_states_BSC=text_BSC,
         text_positions_BS=text_positions_BS,
         task_ids_BD=torch.zeros(rows, 2, dtype=torch.int32),
