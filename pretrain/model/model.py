@@ -22,7 +22,8 @@ class MultiScaleTransformer(nn.Module):
     """Global Transformer over frames, local Transformer over the Q codes of each frame (paper, section Model).
 
     Built in float32 on the CPU with the initial values of (`seed`, parameter name), or without values where `seed` is None and a
-    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute` keeps only each block's input for the backward pass.
+    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute` keeps
+    only each block's input for the backward pass.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ def row_linear(input_width: int, output_width: int, tensor: TensorParallel) -> n
 
 
 def vocabulary_embedding(vocabulary_size: int, width: int, tensor: TensorParallel) -> nn.Module:
-    """A table over the vocabulary whose rows are cut over the group; `forward(codes_XQ, positions_X, position_table_PD, mode=, backend=)`."""
+    """A table over the vocabulary whose rows are cut over the group; `forward` as in VocabularyEmbedding."""
     rows = padded_rows(vocabulary_size, tensor)
     if tensor.size == 1:
         layer: nn.Module = VocabularyEmbedding(rows, width)
