@@ -129,12 +129,6 @@ def _leave_out(error: BadAudio, dropped: Counter[str]) -> None:
     dropped[error.reason] += 1
 
 
-def readable(name: str) -> str:
-    """A file name as words: `door2-open` -> `door open`."""
-    words = PurePosixPath(name).stem.replace("_", " ").replace("-", " ")
-    return " ".join("".join(" " if letter.isdigit() else letter for letter in words).split()).lower()
-
-
 def audio_files(folder: Path) -> list[Path]:
     """Every audio file below `folder`, in a fixed order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
