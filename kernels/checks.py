@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 Backend = Literal["torch", "triton"]
-TRITON_OPS: frozenset[str] = frozenset()  # the ops whose Triton path exists
+TRITON_OPS: frozenset[str] = frozenset({"frame_attention"})  # the ops whose Triton path exists
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
