@@ -1,7 +1,7 @@
 """Every kernel test runs where it can: fp32 and fp16 in Triton's interpreter on the CPU, and with bf16 on a GPU (marker `gpu`).
 
 The tolerance is derived, not tuned: the kernel may err twice as much as plain PyTorch at the same precision, both measured against
-float64, plus a quarter of a unit in the last place for cases in which PyTorch happens to be exact.
+float64, plus half a unit in the last place: the rounding of a result that is otherwise exact.
 """
 
 import zlib
@@ -79,7 +79,7 @@ def assert_as_good() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str]
     def check(result: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, name: str) -> None:
         assert result.shape == truth.shape, name
         assert result.dtype == plain.dtype, name
-        allowed = 2 * error(plain, truth) + torch.finfo(result.dtype).eps / 4
+        allowed = 2 * error(plain, truth) + torch.finfo(result.dtype).eps / 2
         assert error(result, truth) <= allowed, f"{name}: error {error(result, truth):.3e}, allowed {allowed:.3e}"
 
     return check
