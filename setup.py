@@ -18,7 +18,7 @@ def packages() -> list[str]:
 
 
 CORE = ["click>=8.1", "numpy>=2,<2.4", "pydantic>=2.7", "pyyaml>=6", "rich>=13"]
-AUDIO = ["soundfile>=0.12", "soxr>=0.5", "torch>=2.11", "safetensors>=0.4"]
+AUDIO = ["soundfile>=0.12", "soxr>=0.5", "G722>=1.2.8", "torch>=2.11", "safetensors>=0.4"]
 EXTRAS = {
     "farm": [
         *AUDIO,

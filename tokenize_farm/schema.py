@@ -59,7 +59,7 @@ def parse_shard_name(name: str) -> tuple[str, int]:
 
 
 def valid_key(key: str) -> bool:
-    """A clip's key inside a shard: letters, digits, `_` and `-` only, so that a tar member can neither leave its folder nor split wrongly."""
+    """A clip's key in a shard: letters, digits, `_` and `-` only, so that a tar member can neither leave its folder nor split wrongly."""
     return _KEY.match(key) is not None
 
 

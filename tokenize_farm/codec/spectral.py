@@ -26,7 +26,7 @@ class Spectral(nn.Module):
 
     def forward(self, samples_BS: Tensor) -> Tensor:
         """(B, S) float32 -> (B, T, F) complex64; S must be a multiple of hop."""
-        batch, samples = samples_BS.shape
+        samples = samples_BS.shape[1]
         frames = samples // self.hop
         margin = (self.size - self.hop) // 2
         padded = F.pad(samples_BS, (margin, margin + (self.size - 2 * margin - self.hop)))

@@ -1,0 +1,51 @@
+# Two commands do all set-up: `make demo` and `make test`. Both build .venv once and reuse it.
+PYTHON ?= python3
+OUT ?= work/demo
+BIN := .venv/bin
+VERSION := $(shell cat setup.py constraints.txt | sha256sum | cut -c1-12)
+INSTALLED := .venv/.installed-$(VERSION)
+PACKAGES := configs kernels tokenize_farm pretrain cluster
+# A GPU host's platform, for wheels that are downloaded on another machine.
+WHEEL_TARGET := --only-binary=:all: --python-version 3.12 --implementation cp \
+	$(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
+
+.PHONY: demo test test-gpu bench wheelhouse lint venv clean
+
+demo: venv  ## recordings -> farm -> training -> audio that one can hear
+	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir $(AUDIO_DIR))
+
+test: venv
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+test-gpu:  ## on a GPU host, with the python that holds torch
+	$(PYTHON) -m pytest -m gpu tests $(ARGS)
+
+bench:  ## on a GPU host; results are written below $(OUT)
+	$(PYTHON) -m uniaudio.kernels.benchmarks.run --out $(OUT)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .lint/uniaudio
+	@for file in uniaudio/*.py; do ln -sf ../../$$file .lint/uniaudio/; done
+	@for folder in $(PACKAGES); do ln -sfn ../../$$folder .lint/uniaudio/$$folder; done
+	MYPYPATH=.lint $(BIN)/mypy --config-file pyproject.toml -p uniaudio
+
+wheelhouse: venv  ## offline wheels for a GPU host (Python 3.12, torch and triton already there)
+	rm -rf .wheelhouse && mkdir -p .wheelhouse
+	$(BIN)/pip download -q --no-deps $(WHEEL_TARGET) -c constraints.txt -r cluster/wheelhouse.txt -d .wheelhouse
+	DS_BUILD_OPS=0 $(BIN)/pip wheel -q --no-deps --no-build-isolation -c constraints.txt deepspeed -w .wheelhouse
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation . -w .wheelhouse
+	@echo "on the GPU host: python3 -m pip install --no-index --no-deps --find-links .wheelhouse .wheelhouse/*.whl"
+
+venv: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel torch
+	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[farm,train,eval,dev]'
+	$(BIN)/pip check
+	rm -f .venv/.installed-* && touch $@
+
+clean:
+	rm -rf .lint .wheelhouse build *.egg-info work

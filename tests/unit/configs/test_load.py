@@ -1,0 +1,78 @@
+"""YAML, overrides, rules: every shipped config loads, every fault names its key."""
+
+import pytest
+from click.testing import CliRunner
+
+from uniaudio.configs.cli import config as config_command
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.configs.load import dump_config, load_config, parse_yaml, shipped, validate
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ("runs", "farms", "codecs") for name in shipped(kind)])
+def test_every_shipped_config_loads_through_the_command_line(kind, name):
+    result = CliRunner().invoke(config_command, [name, "--kind", kind], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.output
+
+
+@pytest.mark.parametrize("name", shipped("runs"))
+def test_dumped_run_reads_back_equal(name, tmp_path):
+    run = load_config(RunConfig, name, folder="runs")
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(run))
+    assert load_config(RunConfig, path, folder="runs") == run
+
+
+def test_override_changes_one_value():
+    run = load_config(RunConfig, "demo_cpu", folder="runs", overrides=["optim.lr=3e-4", "data.tasks=[tts]"])
+    assert run.optim.lr == 3e-4
+    assert run.data.tasks == ("tts",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"unknown key optim\.lrr .*allowed: betas"),
+        ("model.wdth=1", r"unknown key model\.wdth .*allowed: .*width"),
+        ("optim.lr=-1", r"optim\.lr: .*greater than 0 \| seen: -1"),
+        ("optim.lr=fast", r"optim\.lr: .*number.* \| seen: fast"),
+        ("model.embedding=mean", r"model\.embedding: .*'sum' or 'concat' \| seen: mean"),
+        ("parallel.tensor_parallel_size=3", r"tensor_parallel_size does not divide model\.num_heads \(4\) \| seen: 3 \| allowed: 1, 2, 4"),
+        ("data.frames_per_row=4096", r"frames_per_row exceeds model\.max_positions \| seen: 4096 \| allowed: up to 1024"),
+        ("train=5", r"train: .*seen: 5"),
+        ("steps", r"section\.key=value \| seen: steps"),
+        ("model.num_heads=7", r"num_heads does not divide model\.width"),
+    ],
+)
+def test_a_fault_names_key_value_and_what_is_allowed(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(RunConfig, "demo_cpu", folder="runs", overrides=[override])
+
+
+def test_zero_2_under_a_pipeline_is_refused():
+    with pytest.raises(UserError, match=r"zero_stage under a pipeline \| seen: 2 \| allowed: 0, 1"):
+        load_config(RunConfig, "demo_cpu", folder="runs", overrides=["parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"])
+
+
+def test_key_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"x\.yaml: line 1: key given twice \| seen: a"):
+        parse_yaml("a: 1\na: 2\n", source="x.yaml")
+
+
+def test_broken_yaml_names_its_source():
+    with pytest.raises(UserError, match="x.yaml: not valid YAML"):
+        parse_yaml("a: [1", source="x.yaml")
+
+
+def test_missing_file_and_unknown_name_are_refused():
+    with pytest.raises(UserError, match="no such config file"):
+        load_config(RunConfig, "nowhere.yaml", folder="runs")
+    with pytest.raises(UserError, match="allowed: .*paper_1b"):
+        load_config(RunConfig, "papr_1b", folder="runs")
+
+
+def test_missing_key_is_named():
+    with pytest.raises(UserError, match="manifest: Field required"):
+        validate(FarmConfig, {"output_dir": "x", "tokenizers": {"audio": {"name": "codec"}}}, source="farm")

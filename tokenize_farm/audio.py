@@ -1,0 +1,188 @@
+"""Reading and writing recordings: any format, rate and channels in, float32 mono at one rate out.
+
+Owns decoding (libsndfile: wav, flac, ogg, opus, mp3; G.722), mixing to mono, resampling and the list of reasons to refuse a file.
+Knows nothing of manifests or models. At its border: samples (S,) float32 in about [-1, 1].
+
+Files are read by blocks, so memory is bounded by what is asked for (MAX_SECONDS at most), never by what a header claims.
+"""
+
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from uniaudio.atomic import publish_file
+from uniaudio.errors import MissingDependency
+from uniaudio.tokenize_farm.containers import cut_off
+
+SAMPLE_RATE = 16_000
+MIN_SECONDS = 0.02  # one codec frame
+MAX_SECONDS = 1_800.0
+RATES = (1_000, 768_000)
+REASONS = ("missing", "empty", "not_audio", "truncated", "nan", "too_short", "too_long", "silent")
+
+_BLOCK_VALUES = 1 << 18  # samples x channels decoded at once
+_SILENCE = 1 / 32_768  # one step of 16-bit PCM
+_END_TOLERANCE = 0.05  # seconds by which a manifest's rounded duration may pass the end of the file
+
+
+class BadAudio(Exception):
+    """A recording that cannot be used. `reason` is one of REASONS, `detail` says what was seen, in words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}; allowed: {', '.join(REASONS)}")
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+    def __reduce__(self) -> tuple[type["BadAudio"], tuple[str, str]]:
+        """Crosses process borders whole."""
+        return (BadAudio, (self.reason, self.detail))
+
+
+def load_audio(
+    path: str | Path,
+    *,
+    offset: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    max_seconds: float = MAX_SECONDS,
+) -> np.ndarray:
+    """Seconds `offset` to `offset + duration` (None: to the end) of a recording, as float32 (S,) mono at `sample_rate`.
+
+    Channels are averaged; resampling is soxr HQ. Raises BadAudio for a file or a part of it that cannot be used, ValueError for a
+    negative offset or a duration that is not positive.
+    """
+    path = Path(path)
+    if not (isfinite(offset) and offset >= 0) or (duration is not None and not (isfinite(duration) and duration > 0)):
+        raise ValueError(f"offset must be >= 0 and duration > 0; seen offset {offset}, duration {duration}")
+    if duration is not None and duration > max_seconds:
+        raise BadAudio("too_long", f"{duration:g} s asked of {path}; at most {max_seconds:g} s")
+    _check_readable(path)
+    read = _read_g722 if path.suffix.lower() == ".g722" else _read_soundfile
+    samples = read(path, offset, duration, sample_rate, max_seconds)
+    if not np.isfinite(samples).all():
+        raise BadAudio("nan", f"{path} holds NaN or infinite samples")
+    if len(samples) < MIN_SECONDS * sample_rate:
+        raise BadAudio("too_short", f"{path}: {len(samples) / sample_rate:.4f} s; at least {MIN_SECONDS} s")
+    if np.abs(samples).max() < _SILENCE:
+        raise BadAudio("silent", f"{path}: no sample above one step of 16-bit PCM")
+    return samples
+
+
+def save_wav(path: str | Path, samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes (S,) float samples as a 16-bit PCM wav, atomically, clipped to [-1, 1]. ValueError for another shape, NaN or infinity."""
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError(f"save_wav needs finite samples of one dimension; seen shape {samples.shape}")
+    pcm = np.clip(np.round(samples.astype(np.float64) * 32_768), -32_768, 32_767).astype(np.int16)
+    with publish_file(Path(path)) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, format="WAV", subtype="PCM_16")
+
+
+def audio_seconds(path: str | Path) -> float:
+    """Length of a whole recording in seconds, from its header (G.722: from its size). Raises BadAudio where it cannot be told."""
+    path = Path(path)
+    _check_readable(path)
+    if path.suffix.lower() == ".g722":
+        return path.stat().st_size * 2 / SAMPLE_RATE
+    with _open(path) as file:
+        return file.frames / file.samplerate
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        if not path.is_file():
+            raise BadAudio("missing", f"no file {path}")
+        if path.stat().st_size == 0:
+            raise BadAudio("empty", f"{path} has 0 bytes")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise BadAudio("missing", f"{path} cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless format such as .raw
+        missing = cut_off(path)
+        if missing:
+            raise BadAudio("truncated", f"{path}: {missing}") from error
+        raise BadAudio("not_audio", f"{path} is in no known audio format") from error
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        file.close()
+        raise BadAudio("not_audio", f"{path} claims {file.samplerate} samples/s; allowed: {RATES[0]} to {RATES[1]}")
+    return file
+
+
+def _read_soundfile(path: Path, offset: float, duration: float | None, sample_rate: int, max_seconds: float) -> np.ndarray:
+    with _open(path) as file:
+        missing = cut_off(path)
+        if missing:
+            raise BadAudio("truncated", f"{path}: {missing}")
+        if file.frames == 0:
+            raise BadAudio("empty", f"{path} has no samples")
+        start, count = _window(path, file.frames, file.samplerate, offset, duration, max_seconds)
+        return _resample(_blocks(file, path, start, count), file.samplerate, sample_rate)
+
+
+def _window(path: Path, frames: int, rate: int, offset: float, duration: float | None, max_seconds: float) -> tuple[int, int]:
+    """First frame and number of frames to read; BadAudio where the file ends before."""
+    start = round(offset * rate)
+    wanted = frames - start if duration is None else round(duration * rate)
+    if start >= frames or start + wanted > frames + _END_TOLERANCE * rate:
+        raise BadAudio("truncated", f"{path} ends at {frames / rate:.3f} s; asked for {offset:g} s to {offset + (duration or 0):g} s")
+    count = min(wanted, frames - start)
+    if count > max_seconds * rate:
+        raise BadAudio("too_long", f"{path}: {count / rate:.0f} s; at most {max_seconds:g} s (give the row an offset and a duration)")
+    return start, count
+
+
+def _blocks(file: soundfile.SoundFile, path: Path, start: int, count: int) -> Iterator[np.ndarray]:
+    """Mono blocks of `count` frames from `start`; BadAudio where the decoder stops before."""
+    try:
+        if start:
+            file.seek(start)
+        while count:
+            block = file.read(min(count, max(1, _BLOCK_VALUES // file.channels)), dtype="float32", always_2d=True)
+            if len(block) == 0:
+                raise BadAudio("truncated", f"{path}: its last {count} samples cannot be read")
+            count -= len(block)
+            yield block.mean(axis=1, dtype=np.float32)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio("truncated", f"{path}: {error.error_string}") from error
+
+
+def _resample(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> np.ndarray:
+    if rate_in == rate_out:
+        return np.concatenate(list(blocks))
+    stream = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32")
+    parts = [stream.resample_chunk(block) for block in blocks]
+    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(parts)
+
+
+def _read_g722(path: Path, offset: float, duration: float | None, sample_rate: int, max_seconds: float) -> np.ndarray:
+    """64 kbit/s G.722, two samples a byte at 16 kHz. Its state runs from the start, so what lies before `offset` is decoded and let go."""
+    try:
+        from G722 import G722
+    except ModuleNotFoundError as error:
+        raise MissingDependency("G722", needed_for="reading .g722 files", extra="farm") from error
+    start, count = _window(path, path.stat().st_size * 2, SAMPLE_RATE, offset, duration, max_seconds)
+
+    def blocks() -> Iterator[np.ndarray]:
+        decoder = G722(SAMPLE_RATE, 64_000)
+        position = 0
+        with path.open("rb") as handle:
+            while position < start + count:
+                block = np.asarray(decoder.decode(handle.read(_BLOCK_VALUES // 2)), dtype=np.float32) / 32_768
+                if len(block) == 0:
+                    raise BadAudio("truncated", f"{path} ended while it was read")
+                yield block[max(0, start - position) : start + count - position]
+                position += len(block)
+
+    return _resample(blocks(), SAMPLE_RATE, sample_rate)
