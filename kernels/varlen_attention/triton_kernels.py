@@ -64,8 +64,8 @@ def _tile(tiles, batch, heads, LAST_FIRST: tl.constexpr):
 
 @triton.jit
 def _walk_keys(
-    acc, highest, total, query, keys, begin, end, key_first, key_end, stride, log2_scale,
-    MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
+    acc, highest, total, query, keys, begin, end, key_first, key_end, log2_scale,
+    stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over keys begin..end; `keys` points at row 0 of this row's keys, values lie H further."""
     offset = tl.arange(0, STEP)
@@ -92,14 +92,14 @@ def _walk_keys(
 
 @triton.jit
 def _forward(
-    qkv, out, sums, key_firsts, key_ends, batch, frames, heads, tiles, log2_scale,
-    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+    qkv, out, sums, key_firsts, key_ends, batch, frames, tiles, log2_scale,
+    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile, row, head = _tile(tiles, batch, heads, True)
     frame = tile * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride = heads * 3 * H
+    stride: tl.constexpr = heads * 3 * H
     base = qkv + row * frames * stride + head * 3 * H
     inside = (frame < frames)[:, None] & (cols < H)[None, :]
     query = tl.load(base + frame.to(tl.int64)[:, None] * stride + cols[None, :], mask=inside, other=0.0)
@@ -115,10 +115,10 @@ def _forward(
     highest = tl.full((ROWS,), -1.0e30, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc, highest, total = _walk_keys(
-        acc, highest, total, query, base + H, begin, middle, key_first, key_end, stride, log2_scale, False, STEP, WIDTH, H, STAGES
+        acc, highest, total, query, base + H, begin, middle, key_first, key_end, log2_scale, stride, False, STEP, WIDTH, H, STAGES
     )
     acc, highest, total = _walk_keys(
-        acc, highest, total, query, base + H, middle, end, key_first, key_end, stride, log2_scale, True, STEP, WIDTH, H, STAGES
+        acc, highest, total, query, base + H, middle, end, key_first, key_end, log2_scale, stride, True, STEP, WIDTH, H, STAGES
     )
     place = out + ((row * frames + frame)[:, None] * heads + head) * H + cols[None, :]
     tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
@@ -127,8 +127,8 @@ def _forward(
 
 @triton.jit
 def _walk_keys_backward(
-    acc, query, grad, sums, delta, keys, begin, end, key_first, key_end, stride, log2_scale,
-    MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
+    acc, query, grad, sums, delta, keys, begin, end, key_first, key_end, log2_scale,
+    stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to `acc` the gradient of the queries from keys begin..end, without the scale."""
     offset = tl.arange(0, STEP)
@@ -152,14 +152,14 @@ def _walk_keys_backward(
 
 @triton.jit
 def _backward_queries(
-    qkv, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends, batch, frames, heads, tiles, scale, log2_scale,
-    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+    qkv, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends, batch, frames, tiles, scale, log2_scale,
+    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile, row, head = _tile(tiles, batch, heads, True)
     frame = tile * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride = heads * 3 * H
+    stride: tl.constexpr = heads * 3 * H
     base = row * frames * stride + head * 3 * H
     inside = (frame < frames)[:, None] & (cols < H)[None, :]
     packed = base + frame.to(tl.int64)[:, None] * stride + cols[None, :]
@@ -180,18 +180,18 @@ def _backward_queries(
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
     keys = qkv + base + H
     acc = _walk_keys_backward(
-        acc, query, grad, sum_of_row, delta, keys, begin, middle, key_first, key_end, stride, log2_scale, False, STEP, WIDTH, H, STAGES
+        acc, query, grad, sum_of_row, delta, keys, begin, middle, key_first, key_end, log2_scale, stride, False, STEP, WIDTH, H, STAGES
     )
     acc = _walk_keys_backward(
-        acc, query, grad, sum_of_row, delta, keys, middle, end, key_first, key_end, stride, log2_scale, True, STEP, WIDTH, H, STAGES
+        acc, query, grad, sum_of_row, delta, keys, middle, end, key_first, key_end, log2_scale, stride, True, STEP, WIDTH, H, STAGES
     )
     tl.store(grad_qkv + packed, (acc * scale).to(grad_qkv.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _walk_queries(
-    grad_key, grad_value, key, value, queries, grads, sums, deltas, begin, end, query_first, query_end, stride, out_stride, log2_scale,
-    MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
+    grad_key, grad_value, key, value, queries, grads, sums, deltas, begin, end, query_first, query_end, log2_scale,
+    stride: tl.constexpr, out_stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to the gradients of keys (without the scale) and values what queries begin..end give."""
     offset = tl.arange(0, STEP)
@@ -222,14 +222,14 @@ def _walk_queries(
 
 @triton.jit
 def _backward_keys(
-    qkv, grad_out, grad_qkv, sums, deltas, query_firsts, query_ends, batch, frames, heads, tiles, scale, log2_scale,
-    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+    qkv, grad_out, grad_qkv, sums, deltas, query_firsts, query_ends, batch, frames, tiles, scale, log2_scale,
+    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile, row, head = _tile(tiles, batch, heads, False)
     frame = tile * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride = heads * 3 * H
+    stride: tl.constexpr = heads * 3 * H
     base = row * frames * stride + head * 3 * H
     inside = (frame < frames)[:, None] & (cols < H)[None, :]
     packed = base + frame.to(tl.int64)[:, None] * stride + cols[None, :]
@@ -250,11 +250,11 @@ def _backward_keys(
     line = (row * heads + head) * frames
     grad_key, grad_value = _walk_queries(
         grad_key, grad_value, key, value, queries, grads, sums + line, deltas + line, begin, middle, query_first, query_end,
-        stride, heads * H, log2_scale, True, STEP, WIDTH, H, STAGES,
+        log2_scale, stride, heads * H, True, STEP, WIDTH, H, STAGES,
     )  # fmt: skip
     grad_key, grad_value = _walk_queries(
         grad_key, grad_value, key, value, queries, grads, sums + line, deltas + line, middle, end, query_first, query_end,
-        stride, heads * H, log2_scale, False, STEP, WIDTH, H, STAGES,
+        log2_scale, stride, heads * H, False, STEP, WIDTH, H, STAGES,
     )  # fmt: skip
     tl.store(grad_qkv + packed + H, (grad_key * scale).to(grad_qkv.dtype.element_ty), mask=inside)
     tl.store(grad_qkv + packed + 2 * H, grad_value.to(grad_qkv.dtype.element_ty), mask=inside)
@@ -276,8 +276,8 @@ def forward(qkv_BTN3H: torch.Tensor, spans: Spans, plan: Plan | None = None) -> 
     grid, tiles, width = _sizes(qkv_BTN3H, launch)
     if out.numel():
         _forward[grid](
-            qkv_BTN3H, out, sums, spans.key_first, spans.key_end, batch, frames, heads, tiles, head_dim**-0.5 * LOG2_E,
-            head_dim, width, launch.rows, launch.step, launch.stages, num_warps=launch.warps,
+            qkv_BTN3H, out, sums, spans.key_first, spans.key_end, batch, frames, tiles, head_dim**-0.5 * LOG2_E,
+            heads, head_dim, width, launch.rows, launch.step, launch.stages, num_warps=launch.warps,
         )  # fmt: skip
     return out, sums
 
@@ -295,13 +295,13 @@ def backward(
         return grad_qkv
     grid, tiles, width = _sizes(qkv_BTN3H, plan.queries)
     _backward_queries[grid](
-        qkv_BTN3H, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, heads, tiles, scale, scale * LOG2_E,
-        head_dim, width, plan.queries.rows, plan.queries.step, plan.queries.stages, num_warps=plan.queries.warps,
+        qkv_BTN3H, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, scale, scale * LOG2_E,
+        heads, head_dim, width, plan.queries.rows, plan.queries.step, plan.queries.stages, num_warps=plan.queries.warps,
     )  # fmt: skip
     grid, tiles, width = _sizes(qkv_BTN3H, plan.keys)
     _backward_keys[grid](
-        qkv_BTN3H, grad_out, grad_qkv, sums, deltas, spans.query_first, spans.query_end, batch, frames, heads, tiles, scale, scale * LOG2_E,
-        head_dim, width, plan.keys.rows, plan.keys.step, plan.keys.stages, num_warps=plan.keys.warps,
+        qkv_BTN3H, grad_out, grad_qkv, sums, deltas, spans.query_first, spans.query_end, batch, frames, tiles, scale, scale * LOG2_E,
+        heads, head_dim, width, plan.keys.rows, plan.keys.step, plan.keys.stages, num_warps=plan.keys.warps,
     )  # fmt: skip
     return grad_qkv
 
