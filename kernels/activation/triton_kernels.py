@@ -6,6 +6,8 @@ R rows of F features. The gradient of the bias is summed over a fixed set of row
 # ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -13,10 +15,18 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from uniaudio.kernels.device import streaming_multiprocessors
 
-FEATURES = 512  # features a tile
-ROWS = 4  # rows a tile
-WARPS = 4
-BACKWARD_PROGRAMS_AN_SM = 8
+
+@dataclass(frozen=True)
+class Launch:
+    """Features and rows a tile, warps, and for the gradient of the bias programs a multiprocessor."""
+
+    features: int = 512
+    rows: int = 4
+    warps: int = 4
+    programs_an_sm: int = 8
+
+
+LAUNCH = Launch()  # measured best on an H100 (kernels/README.md)
 
 
 @triton.jit
@@ -114,31 +124,34 @@ def _swiglu_backward(gate_up, grad_out, grad_gate_up, count, features, FEATURES:
     tl.store(grad_gate_up + packed + features, (grad * gate * sigmoid).to(grad_gate_up.dtype.element_ty), mask=inside)
 
 
-def _tiles(count: int, features: int) -> tuple[int]:
-    return (triton.cdiv(count, ROWS) * triton.cdiv(features, FEATURES),)
+def _tiles(count: int, features: int, launch: Launch) -> tuple[int]:
+    return (triton.cdiv(count, launch.rows) * triton.cdiv(features, launch.features),)
 
 
-def gelu_forward(x: torch.Tensor, bias: torch.Tensor, exact: bool) -> torch.Tensor:
+def gelu_forward(x: torch.Tensor, bias: torch.Tensor, exact: bool, launch: Launch = LAUNCH) -> torch.Tensor:
     """gelu(x + bias)."""
     features = x.shape[-1]
     out = torch.empty_like(x)
     if x.numel():
         count = x.numel() // features
-        _gelu_forward[_tiles(count, features)](x, bias, out, count, features, exact, FEATURES, ROWS, num_warps=WARPS)
+        grid = _tiles(count, features, launch)
+        _gelu_forward[grid](x, bias, out, count, features, exact, launch.features, launch.rows, num_warps=launch.warps)
     return out
 
 
-def gelu_backward(x: torch.Tensor, bias: torch.Tensor, grad_out: torch.Tensor, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def gelu_backward(
+    x: torch.Tensor, bias: torch.Tensor, grad_out: torch.Tensor, exact: bool, launch: Launch = LAUNCH
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and bias."""
     features = x.shape[-1]
-    count, blocks = x.numel() // features, triton.cdiv(features, FEATURES)
-    wanted = triton.cdiv(streaming_multiprocessors(x.device) * BACKWARD_PROGRAMS_AN_SM, blocks)
-    parts = max(1, min(triton.cdiv(count, ROWS), wanted))
-    rows_a_program = triton.cdiv(triton.cdiv(count, ROWS), parts) * ROWS
+    count, blocks = x.numel() // features, triton.cdiv(features, launch.features)
+    wanted = triton.cdiv(streaming_multiprocessors(x.device) * launch.programs_an_sm, blocks)
+    parts = max(1, min(triton.cdiv(count, launch.rows), wanted))
+    rows_a_program = triton.cdiv(triton.cdiv(count, launch.rows), parts) * launch.rows
     grad_x = torch.empty_like(x)
     bias_parts = torch.empty(parts, features, dtype=torch.float32, device=x.device)
     _gelu_backward[(parts * blocks,)](
-        x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program, exact, FEATURES, ROWS, num_warps=WARPS
+        x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program, exact, launch.features, launch.rows, num_warps=launch.warps
     )
     return grad_x, bias_parts.sum(dim=0).to(bias.dtype)
 
@@ -169,7 +182,9 @@ class SwiGlu(torch.autograd.Function):
         out = torch.empty(*gate_up.shape[:-1], features, dtype=gate_up.dtype, device=gate_up.device)
         if out.numel():
             count = out.numel() // features
-            _swiglu_forward[_tiles(count, features)](gate_up, out, count, features, FEATURES, ROWS, num_warps=WARPS)
+            _swiglu_forward[_tiles(count, features, LAUNCH)](
+                gate_up, out, count, features, LAUNCH.features, LAUNCH.rows, num_warps=LAUNCH.warps
+            )
         return out
 
     @staticmethod
@@ -181,5 +196,6 @@ class SwiGlu(torch.autograd.Function):
         if grad.numel():
             count = grad_out.numel() // features
             tensors = (gate_up, grad_out.contiguous(), grad)
-            _swiglu_backward[_tiles(count, features)](*tensors, count, features, FEATURES, ROWS, num_warps=WARPS)
+            grid = _tiles(count, features, LAUNCH)
+            _swiglu_backward[grid](*tensors, count, features, LAUNCH.features, LAUNCH.rows, num_warps=LAUNCH.warps)
         return grad

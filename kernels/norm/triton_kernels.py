@@ -8,14 +8,14 @@ deterministic. R rows of width D.
 # ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from uniaudio.kernels.device import streaming_multiprocessors
-
-BACKWARD_PROGRAMS_AN_SM = 4
 
 
 @triton.jit
@@ -83,15 +83,33 @@ def _backward(
         tl.store(bias_parts + program * D + cols, tl.sum(bias_sum, axis=0), mask=cols < D)
 
 
-def _tile(width: int) -> tuple[int, int, int]:
-    """Padded width, rows a tile and warps: about 2,048 elements a tile, 16 a thread."""
-    padded = max(16, triton.next_power_of_2(width))
+@dataclass(frozen=True)
+class Launch:
+    """Rows a tile, warps, and for the backward pass programs a multiprocessor."""
+
+    rows: int
+    warps: int
+    programs_an_sm: int = 4
+
+
+def default_launch(width: int) -> Launch:
+    """About 2,048 elements a tile, 16 a thread (kernels/README.md)."""
+    padded = _padded(width)
     rows = max(1, 1024 // padded)
-    return padded, rows, min(16, max(1, padded * rows // 512))
+    return Launch(rows, min(16, max(1, padded * rows // 512)))
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
 
 
 def forward(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    launch: Launch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm."""
     width = x.shape[-1]
@@ -101,10 +119,10 @@ def forward(
     means = None if bias is None else torch.empty(count, dtype=torch.float32, device=x.device)
     scales = torch.empty(count, dtype=torch.float32, device=x.device)
     if count:
-        padded, rows, warps = _tile(width)
-        _forward[(triton.cdiv(count, rows),)](
+        launch = launch or default_launch(width)
+        _forward[(triton.cdiv(count, launch.rows),)](
             x, residual, weight, bias, normed, total, means, scales, count, eps,
-            width, padded, rows, bias is not None, residual is not None, num_warps=warps,
+            width, _padded(width), launch.rows, bias is not None, residual is not None, num_warps=launch.warps,
         )  # fmt: skip
     return normed, total, means, scales
 
@@ -116,18 +134,20 @@ def backward(
     scales: torch.Tensor,
     grad_normed: torch.Tensor,
     grad_total: torch.Tensor | None,
+    launch: Launch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of x (and of the residual: the same), weight and, unless `means` is None, bias."""
     width = total.shape[-1]
     count = total.numel() // width
-    padded, rows, warps = _tile(width)
-    programs = max(1, min(triton.cdiv(count, rows), streaming_multiprocessors(total.device) * BACKWARD_PROGRAMS_AN_SM))
-    rows_a_program = triton.cdiv(triton.cdiv(count, rows), programs) * rows
+    launch = launch or default_launch(width)
+    tiles = triton.cdiv(count, launch.rows)
+    programs = max(1, min(tiles, streaming_multiprocessors(total.device) * launch.programs_an_sm))
+    rows_a_program = triton.cdiv(tiles, programs) * launch.rows
     grad_x = torch.empty_like(total)
     parts = torch.empty(1 if means is None else 2, programs, width, dtype=torch.float32, device=total.device)
     _backward[(programs,)](
         total, weight, means, scales, grad_normed, grad_total, grad_x, parts[0], None if means is None else parts[1], count, rows_a_program,
-        width, padded, rows, means is not None, grad_total is not None, num_warps=warps,
+        width, _padded(width), launch.rows, means is not None, grad_total is not None, num_warps=launch.warps,
     )  # fmt: skip
     sums = parts.sum(dim=1).to(weight.dtype)
     return grad_x, sums[0], None if means is None else sums[1]

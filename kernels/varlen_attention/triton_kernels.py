@@ -190,8 +190,8 @@ def _backward_queries(
 
 @triton.jit
 def _walk_queries(
-    grad_key, grad_value, key, value, queries, grads, sums, deltas, begin, end, query_first, query_end, log2_scale,
-    stride: tl.constexpr, out_stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
+    grad_key, grad_value, key, value, queries, grads, sums, deltas, begin, end, query_first, query_end,
+    log2_scale, stride: tl.constexpr, out_stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to the gradients of keys (without the scale) and values what queries begin..end give."""
     offset = tl.arange(0, STEP)
@@ -282,27 +282,54 @@ def forward(qkv_BTN3H: torch.Tensor, spans: Spans, plan: Plan | None = None) -> 
     return out, sums
 
 
+def backward_queries(
+    qkv_BTN3H: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    grad_out: torch.Tensor,
+    deltas: torch.Tensor,
+    grad_qkv: torch.Tensor,
+    spans: Spans,
+    launch: Launch,
+) -> None:
+    """Writes the queries' part of `grad_qkv`, and `deltas` (B, N, T) float32."""
+    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+    grid, tiles, width = _sizes(qkv_BTN3H, launch)
+    scale = head_dim**-0.5
+    _backward_queries[grid](
+        qkv_BTN3H, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, scale, scale * LOG2_E,
+        heads, head_dim, width, launch.rows, launch.step, launch.stages, num_warps=launch.warps,
+    )  # fmt: skip
+
+
+def backward_keys(
+    qkv_BTN3H: torch.Tensor,
+    sums: torch.Tensor,
+    grad_out: torch.Tensor,
+    deltas: torch.Tensor,
+    grad_qkv: torch.Tensor,
+    spans: Spans,
+    launch: Launch,
+) -> None:
+    """Writes the keys' and values' parts of `grad_qkv`, from the `deltas` that backward_queries left."""
+    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+    grid, tiles, width = _sizes(qkv_BTN3H, launch)
+    scale = head_dim**-0.5
+    _backward_keys[grid](
+        qkv_BTN3H, grad_out, grad_qkv, sums, deltas, spans.query_first, spans.query_end, batch, frames, tiles, scale, scale * LOG2_E,
+        heads, head_dim, width, launch.rows, launch.step, launch.stages, num_warps=launch.warps,
+    )  # fmt: skip
+
+
 def backward(
     qkv_BTN3H: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, grad_out: torch.Tensor, spans: Spans, plan: Plan | None = None
 ) -> torch.Tensor:
     """Gradient of the packed projection, in its layout."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    plan = plan or default_plan(head_dim, qkv_BTN3H.dtype)
-    grad_qkv = torch.empty_like(qkv_BTN3H)
-    deltas = torch.empty_like(sums)
-    scale = head_dim**-0.5
-    if not grad_qkv.numel():
-        return grad_qkv
-    grid, tiles, width = _sizes(qkv_BTN3H, plan.queries)
-    _backward_queries[grid](
-        qkv_BTN3H, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, scale, scale * LOG2_E,
-        heads, head_dim, width, plan.queries.rows, plan.queries.step, plan.queries.stages, num_warps=plan.queries.warps,
-    )  # fmt: skip
-    grid, tiles, width = _sizes(qkv_BTN3H, plan.keys)
-    _backward_keys[grid](
-        qkv_BTN3H, grad_out, grad_qkv, sums, deltas, spans.query_first, spans.query_end, batch, frames, tiles, scale, scale * LOG2_E,
-        heads, head_dim, width, plan.keys.rows, plan.keys.step, plan.keys.stages, num_warps=plan.keys.warps,
-    )  # fmt: skip
+    plan = plan or default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype)
+    grad_qkv, deltas = torch.empty_like(qkv_BTN3H), torch.empty_like(sums)
+    if grad_qkv.numel():
+        backward_queries(qkv_BTN3H, out, sums, grad_out, deltas, grad_qkv, spans, plan.queries)
+        backward_keys(qkv_BTN3H, sums, grad_out, deltas, grad_qkv, spans, plan.keys)
     return grad_qkv
 
 

@@ -33,7 +33,7 @@ class Place:
 def _places() -> list:
     def case(device: str, dtype: torch.dtype) -> object:
         marks = [pytest.mark.gpu] if device == "cuda" else []
-        missing = CUDA != (device == "cuda")
+        missing = (device == "cuda") != CUDA
         marks.append(pytest.mark.skipif(missing, reason="runs on the CPU only in the interpreter, on CUDA only with a GPU"))
         return pytest.param((device, dtype), marks=marks, id=f"{device}-{str(dtype).removeprefix('torch.')}")
 
