@@ -20,13 +20,15 @@ from uniaudio.kernels.device import streaming_multiprocessors
 class Launch:
     """Features and rows a tile, warps, and for the gradient of the bias programs a multiprocessor."""
 
-    features: int = 512
-    rows: int = 4
-    warps: int = 4
-    programs_an_sm: int = 8
+    features: int
+    rows: int
+    warps: int
+    programs_an_sm: int = 1
 
 
-LAUNCH = Launch()  # measured best on an H100 (kernels/README.md)
+# Measured best on an H100 (kernels/README.md).
+FORWARD = Launch(2048, 1, 4)
+BACKWARD = Launch(1024, 1, 8, 8)
 
 
 @triton.jit
@@ -128,7 +130,7 @@ def _tiles(count: int, features: int, launch: Launch) -> tuple[int]:
     return (triton.cdiv(count, launch.rows) * triton.cdiv(features, launch.features),)
 
 
-def gelu_forward(x: torch.Tensor, bias: torch.Tensor, exact: bool, launch: Launch = LAUNCH) -> torch.Tensor:
+def gelu_forward(x: torch.Tensor, bias: torch.Tensor, exact: bool, launch: Launch = FORWARD) -> torch.Tensor:
     """gelu(x + bias)."""
     features = x.shape[-1]
     out = torch.empty_like(x)
@@ -140,7 +142,7 @@ def gelu_forward(x: torch.Tensor, bias: torch.Tensor, exact: bool, launch: Launc
 
 
 def gelu_backward(
-    x: torch.Tensor, bias: torch.Tensor, grad_out: torch.Tensor, exact: bool, launch: Launch = LAUNCH
+    x: torch.Tensor, bias: torch.Tensor, grad_out: torch.Tensor, exact: bool, launch: Launch = BACKWARD
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and bias."""
     features = x.shape[-1]
@@ -182,8 +184,8 @@ class SwiGlu(torch.autograd.Function):
         out = torch.empty(*gate_up.shape[:-1], features, dtype=gate_up.dtype, device=gate_up.device)
         if out.numel():
             count = out.numel() // features
-            _swiglu_forward[_tiles(count, features, LAUNCH)](
-                gate_up, out, count, features, LAUNCH.features, LAUNCH.rows, num_warps=LAUNCH.warps
+            _swiglu_forward[_tiles(count, features, FORWARD)](
+                gate_up, out, count, features, FORWARD.features, FORWARD.rows, num_warps=FORWARD.warps
             )
         return out
 
@@ -196,6 +198,6 @@ class SwiGlu(torch.autograd.Function):
         if grad.numel():
             count = grad_out.numel() // features
             tensors = (gate_up, grad_out.contiguous(), grad)
-            grid = _tiles(count, features, LAUNCH)
-            _swiglu_backward[grid](*tensors, count, features, LAUNCH.features, LAUNCH.rows, num_warps=LAUNCH.warps)
+            grid = _tiles(count, features, FORWARD)
+            _swiglu_backward[grid](*tensors, count, features, FORWARD.features, FORWARD.rows, num_warps=FORWARD.warps)
         return grad

@@ -34,7 +34,7 @@ def torch_varlen(documents: list[list[int]], frames: int) -> Callable[[torch.Ten
 
     def run(qkv: torch.Tensor) -> torch.Tensor:
         query, key, value = qkv.flatten(0, 1).unbind(2)
-        out = varlen_attn(query, key, value, offsets, offsets, longest, longest, is_causal=True)
+        out = varlen_attn(query, key, value, offsets, offsets, longest, longest, window_size=(-1, 0))
         return out.reshape(qkv.shape[0], qkv.shape[1], -1)
 
     return run

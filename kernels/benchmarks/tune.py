@@ -30,15 +30,16 @@ def random(*shape: int) -> torch.Tensor:
 def trials(groups: list[str]) -> Iterator[Trial]:
     """Every launch to be tried."""
     if "frame" in groups:
-        forms = [("unrolled", size, warps) for size in (2, 4, 8, 16) for warps in (1, 2, 4, 8) if 4 <= size * 4 / warps <= 16]
-        forms += [("tiled", rows, warps) for rows, warps in ((16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 4))]
+        forms = [(16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 4)]
         for codes, direction, form in itertools.product((3, 8), ("forward", "backward"), forms):
             yield "frame", f"{codes} {direction}", form
     if "norm" in groups:
         for rows, warps in itertools.product((1, 2, 4), (2, 4, 8)):
             yield "norm", "1536 forward", (rows, warps, 1)
-        for rows, warps, programs in itertools.product((1, 2), (2, 4, 8), (2, 4, 8)):
-            yield "norm", "1536 backward", (rows, warps, programs)
+        for shape, stages in itertools.product(
+            ((1, 4, 4), (1, 4, 2), (2, 8, 2), (2, 8, 1), (4, 8, 1), (4, 16, 1), (2, 4, 2)), (1, 2, 3, 4)
+        ):
+            yield "norm", "1536 backward", (*shape, stages)
     if "activation" in groups:
         for features, rows, warps in itertools.product((512, 1024, 2048), (1, 2, 4), (4, 8)):
             yield "activation", "exact forward", (features, rows, warps, 1)
@@ -80,7 +81,7 @@ def inputs(group: str, case: str) -> tuple:
     documents = [[0]] if layout == "single" else lognormal_documents(4, 8192)
     qkv, grad = random(len(documents), 8192, heads, 3, head_dim), random(len(documents), 8192, heads * head_dim)
     spans = document_spans(boundaries(documents, 8192), None, 8192)
-    out, sums = varlen.forward(qkv, spans)
+    out, sums = varlen.forward(qkv, spans, varlen.default_plan(head_dim, qkv.dtype, packed=True))
     return (qkv, grad, out, sums, spans), 4 * 2 * grad.numel()
 
 
@@ -119,7 +120,9 @@ def varlen_call(tensors: tuple, case: str, launch: varlen.Launch) -> Callable[[]
     deltas, grad_qkv = torch.empty_like(sums), torch.empty_like(qkv)
     if case.endswith("queries"):
         return lambda: varlen.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, launch)
-    varlen.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, varlen.default_plan(qkv.shape[-1], qkv.dtype).queries)
+    varlen.backward_queries(
+        qkv, out, sums, grad, deltas, grad_qkv, spans, varlen.default_plan(qkv.shape[-1], qkv.dtype, packed=True).queries
+    )
     return lambda: varlen.backward_keys(qkv, sums, grad, deltas, grad_qkv, spans, launch)
 
 

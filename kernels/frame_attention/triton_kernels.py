@@ -1,13 +1,13 @@
-"""Frame attention in Triton, forward and backward, two forms of the same mathematics.
+"""Frame attention in Triton, forward and backward.
 
-`unrolled` holds all codes of a (frame, head) pair in registers and does every product elementwise: no tensor core, no shared memory, for
-the few codes of a usual frame. `tiled` packs as many whole frames as fit into R rows and masks the R x R scores to one frame's causal
-triangle, on tensor cores, for longer frames. Neither stores scores; the backward pass recomputes them from q and k.
+A program takes one head of as many whole frames as fit into a few rows (16 rows hold five frames of three codes), multiplies them as one
+small tile on the tensor cores and masks the scores to each frame's causal triangle. The products that the mask throws away cost nothing:
+the kernels wait for memory, and every byte moves once. No score is stored; the backward pass computes them again from q and k.
 X frames, L codes, N heads, H head width; all offsets are 64-bit.
 """
 
-# ruff: noqa: ANN001, ANN202, RUF005 - the arguments of a Triton kernel are pointers and numbers of the launch
-# mypy: disable-error-code="no-untyped-def, assignment"
+# ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
+# mypy: disable-error-code=no-untyped-def
 
 from dataclasses import dataclass
 
@@ -21,108 +21,17 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class Launch:
-    """Which form runs, over how many pairs (unrolled) or rows (tiled) a program, on how many warps."""
+    """Rows of the tile (at least the codes of a frame) and warps of a program."""
 
-    form: str
-    size: int
-    warps: int
-
-
-def default_launch(codes: int, head_dim: int, *, backward: bool) -> Launch:
-    """The launch measured best on an H100 (kernels/README.md) for frames of this many codes."""
-    if codes <= 8:
-        return Launch("unrolled", 4, 4) if codes > 4 or backward else Launch("unrolled", 8, 4)
-    rows = max(16, triton.next_power_of_2(codes))
-    return Launch("tiled", rows, 1 if rows * head_dim <= 2048 else 4)
+    rows: int
+    warps: int = 2
 
 
-@triton.jit
-def _unrolled_forward(qkv, out, pairs, heads, scale, L: tl.constexpr, H: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr):
-    pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    cols = tl.arange(0, WIDTH)
-    frame = pair // heads
-    head = pair - frame * heads
-    inside = (pair < pairs)[:, None] & (cols < H)[None, :]
-    source = qkv + ((frame * L * heads + head) * 3 * H)[:, None] + cols[None, :]
-    target = out + ((frame * L * heads + head) * H)[:, None] + cols[None, :]
-    keys = ()
-    values = ()
-    for l in tl.static_range(L):
-        keys = keys + (tl.load(source + l * heads * 3 * H + H, mask=inside, other=0.0),)
-        values = values + (tl.load(source + l * heads * 3 * H + 2 * H, mask=inside, other=0.0),)
-    for i in tl.static_range(L):
-        query = tl.load(source + i * heads * 3 * H, mask=inside, other=0.0).to(tl.float32) * scale
-        scores = ()
-        highest = tl.full((PAIRS,), float("-inf"), tl.float32)
-        for j in tl.static_range(i + 1):
-            score = tl.sum(query * keys[j].to(tl.float32), axis=1)
-            highest = tl.maximum(highest, score)
-            scores = scores + (score,)
-        total = tl.zeros((PAIRS,), tl.float32)
-        mixed = tl.zeros((PAIRS, WIDTH), tl.float32)
-        for j in tl.static_range(i + 1):
-            weight = tl.exp2(scores[j] - highest)
-            total += weight
-            mixed += weight[:, None] * values[j].to(tl.float32)
-        tl.store(target + i * heads * H, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _unrolled_backward(
-    qkv, grad_out, grad_qkv, pairs, heads, scale, log2_scale, L: tl.constexpr, H: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr
-):
-    pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    cols = tl.arange(0, WIDTH)
-    frame = pair // heads
-    head = pair - frame * heads
-    inside = (pair < pairs)[:, None] & (cols < H)[None, :]
-    packed = ((frame * L * heads + head) * 3 * H)[:, None] + cols[None, :]
-    source = qkv + packed
-    grad_source = grad_qkv + packed
-    grads = grad_out + ((frame * L * heads + head) * H)[:, None] + cols[None, :]
-    keys = ()
-    values = ()
-    grad_keys = ()
-    grad_values = ()
-    for l in tl.static_range(L):
-        keys = keys + (tl.load(source + l * heads * 3 * H + H, mask=inside, other=0.0),)
-        values = values + (tl.load(source + l * heads * 3 * H + 2 * H, mask=inside, other=0.0),)
-        grad_keys = grad_keys + (tl.zeros((PAIRS, WIDTH), tl.float32),)
-        grad_values = grad_values + (tl.zeros((PAIRS, WIDTH), tl.float32),)
-    # From the last query down: once query i is done, no later one needs key i, so its gradient is final and its registers free.
-    for i in tl.static_range(L - 1, -1, -1):
-        query = tl.load(source + i * heads * 3 * H, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(grads + i * heads * H, mask=inside, other=0.0).to(tl.float32)
-        scores = ()
-        grad_weights = ()
-        highest = tl.full((PAIRS,), float("-inf"), tl.float32)
-        for j in tl.static_range(i + 1):
-            score = tl.sum(query * keys[j].to(tl.float32), axis=1) * log2_scale
-            highest = tl.maximum(highest, score)
-            scores = scores + (score,)
-            grad_weights = grad_weights + (tl.sum(grad * values[j].to(tl.float32), axis=1),)
-        total = tl.zeros((PAIRS,), tl.float32)
-        mean = tl.zeros((PAIRS,), tl.float32)
-        for j in tl.static_range(i + 1):
-            weight = tl.exp2(scores[j] - highest)
-            total += weight
-            mean += weight * grad_weights[j]
-        mean = mean / total
-        grad_query = tl.zeros((PAIRS, WIDTH), tl.float32)
-        new_keys = ()
-        new_values = ()
-        for j in tl.static_range(i + 1):
-            weight = tl.exp2(scores[j] - highest) / total
-            grad_score = weight * (grad_weights[j] - mean) * scale
-            grad_query += grad_score[:, None] * keys[j].to(tl.float32)
-            new_keys = new_keys + (grad_keys[j] + grad_score[:, None] * query,)
-            new_values = new_values + (grad_values[j] + weight[:, None] * grad,)
-        grad_keys = new_keys
-        grad_values = new_values
-        place = grad_source + i * heads * 3 * H
-        tl.store(place, grad_query.to(grad_qkv.dtype.element_ty), mask=inside)
-        tl.store(place + H, grad_keys[i].to(grad_qkv.dtype.element_ty), mask=inside)
-        tl.store(place + 2 * H, grad_values[i].to(grad_qkv.dtype.element_ty), mask=inside)
+def default_launch(codes: int, *, backward: bool) -> Launch:
+    """The launch measured best on an H100 (kernels/README.md)."""
+    if codes > 16 or (backward and codes > 4):
+        return Launch(32)
+    return Launch(16)
 
 
 @triton.jit
@@ -148,7 +57,7 @@ def _frame_weights(query, key, log2_scale, L: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _tiled_forward(qkv, out, frames, heads, log2_scale, L: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _forward(qkv, out, frames, heads, log2_scale, L: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     head, first, rows = _tile_rows(frames, L, ROWS, heads)
     row = tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
@@ -164,7 +73,7 @@ def _tiled_forward(qkv, out, frames, heads, log2_scale, L: tl.constexpr, H: tl.c
 
 
 @triton.jit
-def _tiled_backward(
+def _backward(
     qkv, grad_out, grad_qkv, frames, heads, scale, log2_scale, L: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
     head, first, rows = _tile_rows(frames, L, ROWS, heads)
@@ -188,42 +97,36 @@ def _tiled_backward(
     tl.store(grad_qkv + packed, grad_query.to(grad_qkv.dtype.element_ty), mask=inside)
 
 
-def _programs(frames: int, codes: int, heads: int, launch: Launch) -> tuple[int]:
-    if launch.form == "unrolled":
-        return (triton.cdiv(frames * heads, launch.size),)
-    return (triton.cdiv(frames, launch.size // codes) * heads,)
+def _sizes(qkv_XLN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int]:
+    """Grid and padded head width."""
+    frames, codes, heads, _, head_dim = qkv_XLN3H.shape
+    return (triton.cdiv(frames, launch.rows // codes) * heads,), max(16, triton.next_power_of_2(head_dim))
 
 
 def forward(qkv_XLN3H: torch.Tensor, launch: Launch | None = None) -> torch.Tensor:
     """(X, L, N*H) of the contiguous packed projection; `launch` overrides the measured choice (benchmarks)."""
     frames, codes, heads, _, head_dim = qkv_XLN3H.shape
+    launch = launch or default_launch(codes, backward=False)
     out = torch.empty(frames, codes, heads * head_dim, dtype=qkv_XLN3H.dtype, device=qkv_XLN3H.device)
-    if out.numel() == 0:
-        return out
-    launch = launch or default_launch(codes, head_dim, backward=False)
-    grid, width = _programs(frames, codes, heads, launch), max(16, triton.next_power_of_2(head_dim))
-    log2_scale = head_dim**-0.5 * LOG2_E
-    if launch.form == "unrolled":
-        _unrolled_forward[grid](
-            qkv_XLN3H, out, frames * heads, heads, log2_scale, codes, head_dim, launch.size, width, num_warps=launch.warps
-        )
-    else:
-        _tiled_forward[grid](qkv_XLN3H, out, frames, heads, log2_scale, codes, head_dim, launch.size, width, num_warps=launch.warps)
+    if out.numel():
+        grid, width = _sizes(qkv_XLN3H, launch)
+        log2_scale = head_dim**-0.5 * LOG2_E
+        _forward[grid](qkv_XLN3H, out, frames, heads, log2_scale, codes, head_dim, launch.rows, width, num_warps=launch.warps)
     return out
 
 
 def backward(qkv_XLN3H: torch.Tensor, grad_out: torch.Tensor, launch: Launch | None = None) -> torch.Tensor:
     """Gradient of the packed projection, in its layout."""
     frames, codes, heads, _, head_dim = qkv_XLN3H.shape
+    launch = launch or default_launch(codes, backward=True)
     grad_qkv = torch.empty_like(qkv_XLN3H)
-    if grad_qkv.numel() == 0:
-        return grad_qkv
-    launch = launch or default_launch(codes, head_dim, backward=True)
-    grid, width = _programs(frames, codes, heads, launch), max(16, triton.next_power_of_2(head_dim))
-    kernel, count = (_unrolled_backward, frames * heads) if launch.form == "unrolled" else (_tiled_backward, frames)
-    scale = head_dim**-0.5
-    tensors = (qkv_XLN3H, grad_out.contiguous(), grad_qkv)
-    kernel[grid](*tensors, count, heads, scale, scale * LOG2_E, codes, head_dim, launch.size, width, num_warps=launch.warps)
+    if grad_qkv.numel():
+        grid, width = _sizes(qkv_XLN3H, launch)
+        scale = head_dim**-0.5
+        _backward[grid](
+            qkv_XLN3H, grad_out, grad_qkv, frames, heads, scale, scale * LOG2_E,
+            codes, head_dim, launch.rows, width, num_warps=launch.warps,
+        )  # fmt: skip
     return grad_qkv
 
 
@@ -239,4 +142,4 @@ class FrameAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_out: torch.Tensor) -> torch.Tensor:
         (qkv_XLN3H,) = ctx.saved_tensors
-        return backward(qkv_XLN3H, grad_out)
+        return backward(qkv_XLN3H, grad_out.contiguous())

@@ -49,7 +49,7 @@ def _forward(
 @triton.jit
 def _backward(
     total, weight, means, scales, grad_normed, grad_total, grad_x, weight_parts, bias_parts, count, rows_a_program,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
@@ -57,7 +57,7 @@ def _backward(
     weight_sum = tl.zeros((ROWS, WIDTH), tl.float32)
     bias_sum = tl.zeros((ROWS, WIDTH), tl.float32)
     end = tl.minimum((program + 1) * rows_a_program, count)
-    for first in range(program * rows_a_program, end, ROWS):
+    for first in tl.range(program * rows_a_program, end, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         here = row < end
         inside = here[:, None] & (cols < D)[None, :]
@@ -85,11 +85,12 @@ def _backward(
 
 @dataclass(frozen=True)
 class Launch:
-    """Rows a tile, warps, and for the backward pass programs a multiprocessor."""
+    """Rows a tile, warps, and for the backward pass programs a multiprocessor and tiles in flight of each."""
 
     rows: int
     warps: int
     programs_an_sm: int = 4
+    stages: int = 1
 
 
 def default_launch(width: int) -> Launch:
@@ -147,7 +148,7 @@ def backward(
     parts = torch.empty(1 if means is None else 2, programs, width, dtype=torch.float32, device=total.device)
     _backward[(programs,)](
         total, weight, means, scales, grad_normed, grad_total, grad_x, parts[0], None if means is None else parts[1], count, rows_a_program,
-        width, _padded(width), launch.rows, means is not None, grad_total is not None, num_warps=launch.warps,
+        width, _padded(width), launch.rows, means is not None, grad_total is not None, launch.stages, num_warps=launch.warps,
     )  # fmt: skip
     sums = parts.sum(dim=1).to(weight.dtype)
     return grad_x, sums[0], None if means is None else sums[1]

@@ -39,15 +39,16 @@ class Plan:
     keys: Launch
 
 
-def default_plan(head_dim: int, dtype: torch.dtype) -> Plan:
-    """The launches measured best on an H100 (kernels/README.md)."""
+def default_plan(head_dim: int, dtype: torch.dtype, *, packed: bool) -> Plan:
+    """The launches measured best on an H100 (kernels/README.md); rows packed with several documents waste less in short steps."""
     if dtype == torch.float32:
         small = Launch(32, 32, 4, 1)
         return Plan(small, small, small)
     if head_dim > 128:
         wide = Launch(64, 32, 4, 1)
         return Plan(wide, wide, wide)
-    return Plan(Launch(128, 64, 8, 3), Launch(64, 64, 4, 2), Launch(64, 64, 4, 2))
+    step = 32 if packed else 64
+    return Plan(Launch(64, step, 4, 3), Launch(64, step, 4, 2), Launch(64, 64, 4, 2))
 
 
 @triton.jit
@@ -191,7 +192,8 @@ def _backward_queries(
 @triton.jit
 def _walk_queries(
     grad_key, grad_value, key, value, queries, grads, sums, deltas, begin, end, query_first, query_end,
-    log2_scale, stride: tl.constexpr, out_stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
+    log2_scale, stride: tl.constexpr, out_stride: tl.constexpr,
+    MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to the gradients of keys (without the scale) and values what queries begin..end give."""
     offset = tl.arange(0, STEP)
@@ -267,10 +269,10 @@ def _sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int, in
     return (tiles * batch * heads,), tiles, max(16, triton.next_power_of_2(head_dim))
 
 
-def forward(qkv_BTN3H: torch.Tensor, spans: Spans, plan: Plan | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv_BTN3H: torch.Tensor, spans: Spans, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (B, T, N*H) and base-2 log-sum-exp of the scaled scores (B, N, T) float32."""
     batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    launch = (plan or default_plan(head_dim, qkv_BTN3H.dtype)).forward
+    launch = plan.forward
     out = torch.empty(batch, frames, heads * head_dim, dtype=qkv_BTN3H.dtype, device=qkv_BTN3H.device)
     sums = torch.empty(batch, heads, frames, dtype=torch.float32, device=qkv_BTN3H.device)
     grid, tiles, width = _sizes(qkv_BTN3H, launch)
@@ -322,10 +324,9 @@ def backward_keys(
 
 
 def backward(
-    qkv_BTN3H: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, grad_out: torch.Tensor, spans: Spans, plan: Plan | None = None
+    qkv_BTN3H: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, grad_out: torch.Tensor, spans: Spans, plan: Plan
 ) -> torch.Tensor:
     """Gradient of the packed projection, in its layout."""
-    plan = plan or default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype)
     grad_qkv, deltas = torch.empty_like(qkv_BTN3H), torch.empty_like(sums)
     if grad_qkv.numel():
         backward_queries(qkv_BTN3H, out, sums, grad_out, deltas, grad_qkv, spans, plan.queries)
@@ -341,7 +342,8 @@ class VarlenAttention(torch.autograd.Function):
         ctx: FunctionCtx, qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor, prefix_lengths_BD: torch.Tensor | None
     ) -> torch.Tensor:
         spans = document_spans(document_starts_BD, prefix_lengths_BD, qkv_BTN3H.shape[1])
-        out, sums = forward(qkv_BTN3H, spans)
+        ctx.plan = default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype, packed=document_starts_BD.shape[1] > 1)
+        out, sums = forward(qkv_BTN3H, spans, ctx.plan)
         ctx.save_for_backward(qkv_BTN3H, out, sums, *spans)
         return out
 
@@ -349,4 +351,4 @@ class VarlenAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         qkv_BTN3H, out, sums, *spans = ctx.saved_tensors
-        return backward(qkv_BTN3H, out, sums, grad_out.contiguous(), Spans(*spans)), None, None
+        return backward(qkv_BTN3H, out, sums, grad_out.contiguous(), Spans(*spans), ctx.plan), None, None
