@@ -87,6 +87,7 @@ class BatchAssembler:
             SequenceBuilder(task, vocabulary, model.num_codebooks, loss_on=data.loss_on, prefix_lm=model.prefix_lm) for task in tasks
         ]
         self._pad = vocabulary.special("<pad>")
+        self._no_states = torch.zeros(0)
         self._prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
 
     def batch(self, rows: Sequence[Row | None]) -> Batch:
@@ -98,7 +99,7 @@ class BatchAssembler:
         starts = np.full((B, D), T, np.int32)
         prefixes = np.zeros((B, D), np.int32)
         positions = np.empty((B, T), np.int32)
-        states = np.zeros((B, S, self.model.text_width), np.float32)
+        states: np.ndarray | None = None  # made with the first text: zeroing megabytes costs as much as building the documents
         state_positions = np.full((B, S), -1, np.int32)
         task_ids = np.full((B, D), -1, np.int32)
         for b, row in enumerate(rows):
@@ -113,16 +114,25 @@ class BatchAssembler:
                 start, end = end, end + int(documents.frames[place])
                 starts[b, d] = start
                 text, at, prefixes[b, d] = self._fill(plan, place, codes[b, start:end], mask[b, start:end])
-                states[b, taken : taken + len(at)] = text if len(at) else 0
-                state_positions[b, taken : taken + len(at)] = at + start
-                taken += len(at)
+                if len(at):
+                    states = np.zeros((B, S, self.model.text_width), np.float32) if states is None else states
+                    states[b, taken : taken + len(at)] = text
+                    state_positions[b, taken : taken + len(at)] = at + start
+                    taken += len(at)
             codes[b, end:] = self._pad
             if end < T:
                 starts[b, len(places)] = end
             opened = starts[b, : len(places) + (end < T)]
             positions[b] = np.arange(T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=T))
-        arrays = (codes, mask, starts, prefixes, positions, states, state_positions, task_ids)
-        return Batch(*(torch.from_numpy(array) for array in arrays))
+        text_states = self._zeros(B, S) if states is None else torch.from_numpy(states)
+        before, after = (codes, mask, starts, prefixes, positions), (state_positions, task_ids)
+        return Batch(*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after))
+
+    def _zeros(self, B: int, S: int) -> torch.Tensor:
+        """Text states of a batch without text: one tensor, shared by all of them."""
+        if self._no_states.shape[:1] != (B,):
+            self._no_states = torch.zeros(B, S, self.model.text_width)
+        return self._no_states
 
     def key(self, plan: EpochPlan, place: int) -> str:
         """`tts/train-000003/KEY`: the document's name in logs."""

@@ -84,7 +84,8 @@ class Planner:
         self.tasks = load_tasks(data.tasks)
         self.prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
         self.lacking: dict[str, dict[str, int]] = {}
-        self._speaker_clips = _clips_of_speaker(clips)
+        voices = _voices(clips)
+        self._has_company = (voices >= 0) & (np.bincount(voices + 1, minlength=1)[voices + 1] > 1)
         self._eligible = [self._clips_for(task) for task in self.tasks]
         self._check_shapes(model)
         self._check_tasks()
@@ -102,9 +103,8 @@ class Planner:
             reasons[f"no view {view}"] = int((eligible & ~has).sum())
             eligible &= has
         if task.needs_prompt:
-            has = self._speaker_clips > 1
-            reasons["no other clip of the speaker"] = int((eligible & ~has).sum())
-            eligible &= has
+            reasons["no other clip of the speaker"] = int((eligible & ~self._has_company).sum())
+            eligible &= self._has_company
         self.lacking[task.name] = {reason: count for reason, count in reasons.items() if count}
         return np.flatnonzero(eligible)
 
@@ -251,19 +251,19 @@ def rows_of_prompt(clips: ClipTable, prompt: np.ndarray) -> np.ndarray:
     return np.where(prompt >= 0, clips.rows_of("audio")[prompt], 0).astype(np.int64)
 
 
-def _clips_of_speaker(clips: ClipTable) -> np.ndarray:
-    """(N,) how many clips with audio the clip's speaker has; 0 where the speaker is unknown."""
-    counted = (clips.speakers >= 0) & (clips.rows_of("audio") > 0)
-    counts = np.bincount(clips.speakers[counted], minlength=int(clips.speakers.max()) + 1)
-    return np.where(clips.speakers >= 0, counts[clips.speakers], 0) if len(counts) else np.zeros(len(clips), np.int64)
+def _voices(clips: ClipTable) -> np.ndarray:
+    """(N,) speaker and kind as one number, so that speech is prompted by speech and singing by singing; -1 without speaker or audio."""
+    usable = (clips.speakers >= 0) & (clips.rows_of("audio") > 0)
+    return np.where(usable, clips.speakers.astype(np.int64) * len(KINDS) + clips.kinds, -1)
 
 
 class _Neighbours:
     """Draws another clip of the same speaker: from the same block where it holds one (read anyway), else from the whole split."""
 
     def __init__(self, clips: ClipTable, block_of_clip: np.ndarray) -> None:
-        candidates = np.flatnonzero((clips.speakers >= 0) & (clips.rows_of("audio") > 0))
-        speaker, block = clips.speakers[candidates], block_of_clip[candidates]
+        voices = _voices(clips)
+        candidates = np.flatnonzero(voices >= 0)
+        speaker, block = voices[candidates], block_of_clip[candidates]
         order = np.lexsort((block, speaker))
         self._order, speaker, block = candidates[order], speaker[order], block[order]
         self._place = np.full(len(clips), -1, np.int64)

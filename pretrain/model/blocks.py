@@ -84,7 +84,7 @@ class Block(nn.Module):
             return self.attend(packed, now)
 
         if self.recompute and torch.is_grad_enabled():
-            return now.with_hidden(checkpoint(self.residual, now.hidden, attend, use_reentrant=False))
+            return now.with_hidden(checkpoint(self.residual, now.hidden, attend, use_reentrant=False, preserve_rng_state=False))
         return now.with_hidden(self.residual(now.hidden, attend))
 
 
