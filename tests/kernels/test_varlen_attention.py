@@ -1,5 +1,7 @@
 """varlen_attention: documents packed in a row against float64 document by document; prefixes; gradients; errors."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def naive(qkv_BTN3H: torch.Tensor, starts, prefixes) -> torch.Tensor:
     for b in range(batch):
         query, key, value = qkv_BTN3H[b].unbind(2)
         bounds = [*(start for start in starts[b] if start < frames), frames]
-        for index, (first, end) in enumerate(zip(bounds, bounds[1:])):
+        for index, (first, end) in enumerate(pairwise(bounds)):
             prefix_end = min(first + (prefixes[b][index] if prefixes else 0), end)
             for t in range(first, end):
                 seen = slice(first, max(t + 1, prefix_end))
