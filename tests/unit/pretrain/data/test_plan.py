@@ -1,6 +1,7 @@
 """The plan of an epoch: who is in it, how often, in which rows; always the same for the same seed."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,17 @@ def test_locate_walks_through_epochs(shards) -> None:
     assert [(plan.epoch, row) for plan, row in walked] == [(epoch, row) for epoch, size in enumerate(sizes) for row in range(size)]
     plan, row = make_planner(shards).locate(sum(sizes) - 1)
     assert (plan.epoch, row) == (3, sizes[3] - 1)
+
+
+def test_threads_locate_the_same_rows(shards) -> None:
+    """The trainer reads ahead in a thread while it asks for the documents of the step before."""
+    alone = make_planner(shards)
+    expected = [(alone.locate(row)[0].epoch, alone.locate(row)[1]) for row in range(150)]
+    for _ in range(5):
+        planner = make_planner(shards, alone.clips)
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(planner.locate, range(150)))
+        assert [(plan.epoch, row) for plan, row in found] == expected
 
 
 @pytest.mark.parametrize(
