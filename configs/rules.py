@@ -68,7 +68,12 @@ def check_run(run: RunConfig) -> None:
             allowed="target",
             remedy="set data.loss_on=target or model.prefix_lm=false",
         )
-    if run.train.device == "cpu" and run.train.precision == "bf16" and run.parallel.zero_stage == 0 and parallel.world_size > 1:
-        raise UserError("train.precision bf16 on CPU needs parallel.zero_stage >= 1", seen="zero_stage 0", allowed="1, 2, 3")
+    if run.train.precision == "bf16" and parallel.zero_stage == 0:
+        raise UserError(
+            "train.precision bf16 needs the fp32 master weights of parallel.zero_stage 1 or more",
+            seen="parallel.zero_stage 0",
+            allowed="1, 2, 3",
+            remedy="set parallel.zero_stage=1: it costs nothing on one data-parallel rank",
+        )
     if run.parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")

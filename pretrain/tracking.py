@@ -28,14 +28,14 @@ def tracking_uri(output_dir: Path) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the code that runs, with `-dirty` where files differ from it; `unknown` outside a git checkout."""
-    where = Path(__file__).resolve().parent
+    """Commit of the code that runs, with `-dirty` where files differ from it; outside a git checkout UNIAUDIO_GIT_COMMIT, or `unknown`."""
+    where, elsewhere = Path(__file__).resolve().parent, os.environ.get("UNIAUDIO_GIT_COMMIT", "unknown")
     command = ["git", "-C", str(where), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+        return elsewhere
+    return result.stdout.strip() if result.returncode == 0 else elsewhere
 
 
 def farm_runs(shards: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A tiny run and batches made from integers: step and row decide every code, so all layouts see the same global batch."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,18 @@ def identity(run: RunConfig) -> Identity:
     return Identity(run, load_vocabulary(run.model.vocabulary, run.model.num_codebooks), "run-1", "commit-1")
 
 
-def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False) -> dict[str, Any]:
-    """Steps up to `stop`, from the newest checkpoint or from the start; the numbers of each step, and an evaluation at the end."""
+def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:
+    """Steps up to `stop`, from the newest checkpoint or from the start; the numbers of each step, and an evaluation at the end.
+
+    `file_limit`: no file may grow beyond it, as on a full disk (EFBIG instead of ENOSPC).
+    """
     run = RunConfig.model_validate(config)
     engine = make_engine(run)
     root = Path(run.train.output_dir) / "checkpoints"
     restored = checkpoint.restore(root, engine, identity(run).vocabulary) if resume else None
     start = restored.step if restored else 0
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     steps = []
     for step in range(start + 1, stop + 1):
         steps.append(step_once(run, engine, step))
