@@ -70,25 +70,49 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "shards").glob("train-*"))}
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts `uniaudio tokenize` and, at the end, ends whatever of it is left."""
-    begun: list[tuple[subprocess.Popen, set[int]]] = []
+class Starter:
+    """Starts `uniaudio tokenize`; remembers every process it ever saw below it, so that the test can end what is left."""
 
-    def begin(config: Path, *options: str) -> subprocess.Popen:
+    def __init__(self) -> None:
+        self.drivers: list[subprocess.Popen] = []
+        self.seen: list[psutil.Process] = []
+
+    def __call__(self, config: Path, *options: str) -> subprocess.Popen:
         environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
         command = [sys.executable, "-m", "uniaudio", "tokenize", str(config), *options]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        begun.append((process, set()))
-        return process
+        self.drivers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return self.drivers[-1]
 
-    yield begin
-    for process, _ in begun:
-        for child in descendants(process.pid):
-            child.kill()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    def workers(self, driver: subprocess.Popen) -> list[psutil.Process]:
+        """The farm's workers below a driver."""
+        below = descendants(driver.pid)
+        self.seen += below
+        return [child for child in below if child.name().startswith("ray::UnitWorker")]
+
+    def close(self) -> None:
+        for driver in self.drivers:
+            self.seen += descendants(driver.pid)
+            driver.kill()
+            driver.wait()
+            driver.stdout.close()
+        for process in self.seen:
+            if alive(process):
+                process.kill()
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it is still the process that was seen, and no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -119,16 +143,17 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def test_a_killed_driver_leaves_no_process_and_is_continued_with_the_same_bytes(corpus, expected, tmp_path, start) -> None:
+def test_a_killed_driver_leaves_no_worker_and_is_continued_with_the_same_bytes(corpus, expected, tmp_path, start) -> None:
     config = farm_file(corpus, tmp_path)
     driver = start(config)
     wait_for(lambda: published(tmp_path) >= 2, driver)
-    children = descendants(driver.pid)
+    workers = start.workers(driver)
+    assert len(workers) == 2
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = published(tmp_path)
     assert 2 <= before < UNITS + 1
-    wait_for(lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE])
+    wait_for(lambda: not any(alive(worker) for worker in workers))
     (tmp_path / "shards" / ".train-000007.tar.0123abcd.tmp").write_bytes(b"half")
     kept = {
         name: (tmp_path / "shards" / name).stat().st_mtime_ns
@@ -147,7 +172,7 @@ def test_a_killed_driver_leaves_no_process_and_is_continued_with_the_same_bytes(
 def test_a_killed_worker_is_replaced_and_its_unit_done_again(corpus, expected, tmp_path, start) -> None:
     driver = start(farm_file(corpus, tmp_path), "--json")
     wait_for(lambda: published(tmp_path) >= 1, driver)
-    workers = [child for child in descendants(driver.pid) if child.name().startswith("ray::UnitWorker")]
+    workers = start.workers(driver)
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
     finish(driver)
