@@ -10,7 +10,9 @@ from typing import Literal, get_args
 import torch
 
 Backend = Literal["torch", "triton"]
-TRITON_OPS: frozenset[str] = frozenset()  # the ops whose Triton path exists
+TRITON_OPS: frozenset[str] = frozenset(
+    {"frame_attention", "varlen_attention", "layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "bias_gelu", "swiglu"}
+)  # the ops whose Triton path exists
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

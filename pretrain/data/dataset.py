@@ -7,6 +7,7 @@ loader's business.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -87,12 +88,11 @@ class BatchAssembler:
             SequenceBuilder(task, vocabulary, model.num_codebooks, loss_on=data.loss_on, prefix_lm=model.prefix_lm) for task in tasks
         ]
         self._pad = vocabulary.special("<pad>")
-        self._no_states = torch.zeros(0)
         self._prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
 
     def batch(self, rows: Sequence[Row | None]) -> Batch:
-        """One micro-batch; None stands for a row of padding only."""
-        B, T, Q = len(rows), self.data.frames_per_row, self.model.num_codebooks
+        """One micro-batch of rows_per_micro_batch rows; None stands for a row of padding only."""
+        B, T, Q = self.data.rows_per_micro_batch, self.data.frames_per_row, self.model.num_codebooks
         D, S = self.data.max_documents_per_row, self.data.max_text_states_per_row
         codes = np.empty((B, T, Q), np.int64)
         mask = np.zeros((B, T, Q), np.int8)
@@ -124,15 +124,14 @@ class BatchAssembler:
                 starts[b, len(places)] = end
             opened = starts[b, : len(places) + (end < T)]
             positions[b] = np.arange(T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=T))
-        text_states = self._zeros(B, S) if states is None else torch.from_numpy(states)
+        text_states = self.no_states if states is None else torch.from_numpy(states)
         before, after = (codes, mask, starts, prefixes, positions), (state_positions, task_ids)
         return Batch(*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after))
 
-    def _zeros(self, B: int, S: int) -> torch.Tensor:
-        """Text states of a batch without text: one tensor, shared by all of them."""
-        if self._no_states.shape[:1] != (B,):
-            self._no_states = torch.zeros(B, S, self.model.text_width)
-        return self._no_states
+    @cached_property
+    def no_states(self) -> torch.Tensor:
+        """(B, S, C) text states of every micro-batch without text: zeros, shared by all of them, so never to be written to."""
+        return torch.zeros(self.data.rows_per_micro_batch, self.data.max_text_states_per_row, self.model.text_width)
 
     def key(self, plan: EpochPlan, place: int) -> str:
         """`tts/train-000003/KEY`: the document's name in logs."""

@@ -4,8 +4,12 @@ Reads no array data: lengths come from the indexes. Knows nothing of ranks, work
 R rows, D documents, N clips.
 """
 
+import bisect
+import hashlib
+import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -92,6 +96,7 @@ class Planner:
         self.repeats = self._repeats()
         self._plans: dict[int, EpochPlan] = {}
         self._rows_before = [0]
+        self._lock = threading.RLock()  # a trainer reads ahead in a thread while it asks for the documents of the step before
 
     def _clips_for(self, task: TaskConfig) -> np.ndarray:
         """Numbers of the clips that serve `task`; counts why the others of its kinds do not."""
@@ -156,20 +161,33 @@ class Planner:
         repeats = shares / shares.sum() * frames.sum() / np.maximum(frames, 1)
         return [round(repeat * _COPY_UNIT) / _COPY_UNIT for repeat in repeats.tolist()]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that the order of documents depends on: only under an equal one does a checkpoint's row mean the same."""
+        data = self.data.model_dump_json(exclude={"shards", "tasks", "workers", "verify", "rows_per_micro_batch", "loss_on"})
+        digest = hashlib.sha256("\n".join([data, *(task.model_dump_json() for task in self.tasks)]).encode())
+        for paths, index in zip(self.clips.paths, self.clips.indexes):
+            digest.update(paths.name.encode())
+            for column in (index.keys, index.speakers, index.kinds, index.views, index.shapes):
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of `epoch`; the last two are kept."""
-        if epoch not in self._plans:
-            while len(self._plans) > 1:
-                del self._plans[min(self._plans)]
-            self._plans[epoch] = self._make(epoch)
-        return self._plans[epoch]
+        with self._lock:
+            if epoch not in self._plans:
+                while len(self._plans) > 1:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = self._make(epoch)
+            return self._plans[epoch]
 
     def locate(self, row: int) -> tuple[EpochPlan, int]:
         """The epoch that row `row` of the endless sequence lies in, and its number inside."""
-        while self._rows_before[-1] <= row:
-            self._rows_before.append(self._rows_before[-1] + self.plan(len(self._rows_before) - 1).num_rows)
-        epoch = int(np.searchsorted(self._rows_before, row, side="right")) - 1
-        return self.plan(epoch), row - self._rows_before[epoch]
+        with self._lock:
+            while self._rows_before[-1] <= row:
+                self._rows_before.append(self._rows_before[-1] + self.plan(len(self._rows_before) - 1).num_rows)
+            epoch = bisect.bisect_right(self._rows_before, row) - 1
+            return self.plan(epoch), row - self._rows_before[epoch]
 
     def _make(self, epoch: int) -> EpochPlan:
         left_out: Counter[str] = Counter()

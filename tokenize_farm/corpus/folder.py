@@ -8,7 +8,8 @@ from pathlib import Path
 
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.corpus.build import Corpus
-from uniaudio.tokenize_farm.corpus.source import AUDIO_SUFFIXES, MAX_ROW_SECONDS, Recording, audio_files, manifest_rows, readable
+from uniaudio.tokenize_farm.corpus.captions import readable
+from uniaudio.tokenize_farm.corpus.source import AUDIO_SUFFIXES, MAX_ROW_SECONDS, Recording, audio_files, manifest_rows
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT
 from uniaudio.tokenize_farm.schema import KINDS
 

@@ -78,7 +78,8 @@ def manifest_rows(
             if seconds < MIN_SECONDS:
                 raise BadAudio("too_short", f"{recording.path}: {seconds:.4f} s; at least {MIN_SECONDS} s")
         except BadAudio as error:
-            _leave_out(error, dropped)
+            log.warning("left out: %s", error)
+            dropped[error.reason] += 1
             continue
         digest = sha256_of(recording.path)
         if digest in seen:
@@ -119,20 +120,10 @@ def _heard(path: Path, offset: float, duration: float, dropped: Counter[str]) ->
     try:
         load_audio(path, offset=offset, duration=duration)
     except BadAudio as error:
-        _leave_out(error, dropped)
+        log.debug("part left out: %s", error)
+        dropped[error.reason] += 1
         return False
     return True
-
-
-def _leave_out(error: BadAudio, dropped: Counter[str]) -> None:
-    log.warning("left out: %s", error)
-    dropped[error.reason] += 1
-
-
-def readable(name: str) -> str:
-    """A file name as words: `door2-open` -> `door open`."""
-    words = PurePosixPath(name).stem.replace("_", " ").replace("-", " ")
-    return " ".join("".join(" " if letter.isdigit() else letter for letter in words).split()).lower()
 
 
 def audio_files(folder: Path) -> list[Path]:

@@ -89,6 +89,13 @@ def test_damaged_packages_are_user_errors(tmp_path: Path, data: bytes) -> None:
         unpack_deb(tmp_path / "a.deb", tmp_path / "out", everything)
 
 
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_a_file_that_is_also_a_folder_is_damage(tmp_path: Path, names: tuple[str, str]) -> None:
+    deb = make_deb(tmp_path / "a.deb", dict.fromkeys(names, b"x"))
+    with pytest.raises(UserError, match="is damaged"):
+        unpack_deb(deb, tmp_path / "out", everything)
+
+
 def test_a_damaged_zip_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no")
     with pytest.raises(UserError, match="damaged"):

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from corpus_builders import g722_bytes, put, wav_bytes
 
+from uniaudio.tokenize_farm.corpus.captions import describe, readable
 from uniaudio.tokenize_farm.corpus.select import choose
-from uniaudio.tokenize_farm.corpus.source import Recording, manifest_rows, readable
+from uniaudio.tokenize_farm.corpus.source import Recording, manifest_rows
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_SPEAKERS, split_of
 from uniaudio.tokenize_farm.corpus.summary import summarize, summary_table
 from uniaudio.tokenize_farm.manifest import ManifestRow
@@ -100,6 +101,14 @@ def test_numbered_takes_of_a_sound_share_their_split() -> None:
 @pytest.mark.parametrize(("name", "words"), [("door2-open.ogg", "door open"), ("alien_Engine", "alien engine"), ("01", "")])
 def test_names_read_as_words(name: str, words: str) -> None:
     assert readable(name) == words
+
+
+def test_captions_take_compounds_apart_and_add_the_folder_where_it_helps() -> None:
+    assert describe("alienmachinery5", ["ambience"]) == "ambience of alien machinery"
+    assert describe("wood4", ["footsteps"]) == "footsteps, wood"
+    assert describe("malehurt06", ["soldiers"]) == "man hurt"
+    assert describe("civfemdeath01a") == "woman dying"
+    assert describe("bullet-smg-5x", ["weapons"]) == "weapon: bullet smg"
 
 
 def test_a_choice_has_the_minutes_asked_for_a_tenth_held_out_and_is_stable() -> None:

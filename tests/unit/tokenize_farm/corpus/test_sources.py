@@ -132,7 +132,7 @@ WESNOTH = "wesnoth-1.16-music/usr/share/games/wesnoth/1.16/data/core/music"
 @pytest.mark.parametrize(
     ("source", "path", "kind", "caption", "licence"),
     [
-        ("ufoai", f"{UFO}/ambience/water01.ogg", "sound", "ambience: water", "CC0"),
+        ("ufoai", f"{UFO}/ambience/water01.ogg", "sound", "ambience of water", "CC0"),
         ("ufoai", f"{UFO}/soldiers/malehurt06.ogg", "sound", "man hurt", "GPL-2+"),
         ("ufoai", f"{UFO}/civilians/civfemdeath01a.ogg", "sound", "woman dying", "GPL-2+"),
         ("sonic-pi", f"{SONIC}/guit_harmonics.flac", "music", "guitar harmonics", "CC0"),
@@ -140,7 +140,7 @@ WESNOTH = "wesnoth-1.16-music/usr/share/games/wesnoth/1.16/data/core/music"
         ("sonic-pi", f"{SONIC}/misc_crow.flac", "sound", "crow", "CC0"),
         ("sound-icons", "sound-icons/usr/share/sounds/sound-icons/glass-water-1.wav", "sound", "glass water", "GPL-2+"),
         ("bucklespring", "bucklespring-data/usr/share/buckle/wav/1c-1.wav", "sound", "a key of a mechanical keyboard is pressed", "GPL-2+"),
-        ("widelands", f"{WIDELANDS}/sound/animals/wolf_00.ogg", "sound", "animals: wolf", "GPL-2+"),
+        ("widelands", f"{WIDELANDS}/sound/animals/wolf_00.ogg", "sound", "animal: wolf", "GPL-2+"),
         ("widelands", f"{WIDELANDS}/sound/message_01.ogg", "sound", None, "GPL-2+"),
         ("widelands", f"{WIDELANDS}/music/intro.ogg", "music", "music of a strategy game", "GPL-2+"),
         ("wesnoth", f"{WESNOTH}/sad.ogg", "music", "orchestral music of a fantasy game: sad", "GPL-2+"),
