@@ -38,6 +38,7 @@ EXTRAS = {
     "dev": [
         "hypothesis>=6",
         "mypy>=1.11",
+        "psutil>=5.9",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "ruff>=0.8",

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Identity:
     vocabulary: Vocabulary
     mlflow_run_id: str | None
     git_commit: str
+    tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # view -> name, options, version: who made the codes
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -196,6 +197,7 @@ def _publish(temporary: Path, final: Path, position: dict[str, int], identity: I
         "vocabulary": {"fingerprint": identity.vocabulary.fingerprint, "table": identity.vocabulary.to_table()},
         "mlflow_run_id": identity.mlflow_run_id,
         "git_commit": identity.git_commit,
+        "tokenizers": identity.tokenizers,
         "torch": torch.__version__,
         "files": files,
         "parameters": parameters,
@@ -407,3 +409,12 @@ def _whole_manifest(path: Path) -> dict[str, Any]:
     except DamagedCheckpoint as error:
         raise UserError(f"checkpoint {path} is damaged", seen=error, remedy="use an earlier one") from error
     return manifest
+
+
+def read_tokenizers(path: Path) -> dict[str, dict[str, Any]]:
+    """View -> `name`, `options`, `version` of the tokenizer that made the checkpoint's shards; empty where they did not say."""
+    path = find(Path(path))
+    try:
+        return read_manifest(path).get("tokenizers", {})
+    except DamagedCheckpoint as error:
+        raise UserError(f"checkpoint {path} is damaged", seen=error, remedy="use an earlier one") from error

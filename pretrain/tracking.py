@@ -40,14 +40,25 @@ def git_commit() -> str:
 
 def farm_runs(shards: Path) -> dict[str, str]:
     """What the folder of shards says of the farm run that made it (`farm.json`), as tags; empty where it says nothing."""
+    record = _farm_record(shards)
+    return {f"farm.{key}": str(value) for key, value in record.items() if isinstance(value, str | int | float)}
+
+
+def shard_tokenizers(shards: Path) -> dict[str, dict[str, Any]]:
+    """View -> `name`, `options` and `version` of the tokenizer that made it: what generation needs to speak the same codes."""
+    record = _farm_record(shards)
+    versions = record.get("tokenizers", {})
+    return {view: {**config, "version": versions.get(view)} for view, config in record.get("tokenizer_configs", {}).items()}
+
+
+def _farm_record(shards: Path) -> dict[str, Any]:
     path = shards / "farm.json"
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON", seen=error, remedy="run uniaudio tokenize again; it rewrites the file") from error
-    return {f"farm.{key}": str(value) for key, value in record.items() if isinstance(value, str | int | float)}
 
 
 def flatten(section: Section) -> dict[str, str]:

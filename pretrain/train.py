@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.progress import Progress
-from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit
+from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
 from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
 
 logger = get_logger("train")
@@ -81,7 +81,7 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
 
 def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Loaders:
     """Train and valid loaders of this rank's data-parallel share, at the beginning of the data."""
-    share = {
+    share: dict[str, Any] = {
         "data_parallel_rank": layout.data_parallel_rank,
         "data_parallel_size": layout.data_parallel_size,
         "gradient_accumulation": run.optim.gradient_accumulation,
@@ -113,7 +113,7 @@ def train(run: RunConfig) -> int:
     run_id = outputs.tracker.run_id if outputs.tracker else None
     trainer = Trainer(
         engine,
-        Identity(run, vocabulary, run_id, commit),
+        Identity(run, vocabulary, run_id, commit, shard_tokenizers(Path(run.data.shards))),
         train=loaders.train,
         valid=loaders.valid,
         outputs=outputs,

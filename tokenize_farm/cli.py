@@ -23,11 +23,6 @@ _SHOWN_DROPS = 20
 class _FarmOrCommand(click.Group):
     """`tokenize FARM ...` runs a farm; the name of a subcommand runs that."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["run", *args]
@@ -125,8 +120,8 @@ def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, se
     """
     from uniaudio.tokenize_farm.tokenizers.fit_semantic import fit_semantic as fit
 
-    metadata = fit(read_manifest(manifest), out, units=units, frames_per_clip=frames_per_clip, seed=seed)
-    click.echo(f"{out}: {units} units from {metadata['frames']} frames, explained variance {metadata['explained_variance']}")
+    result = fit(read_manifest(manifest), out, units=units, frames_per_clip=frames_per_clip, seed=seed)
+    click.echo(f"{out}: {units} units from {result.frames} frames, explained variance {result.explained_variance:.4f}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

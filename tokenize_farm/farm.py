@@ -62,6 +62,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
                 "experiment": config.experiment,
                 "manifest": config.manifest,
                 "tokenizers": versions,
+                "tokenizer_configs": {view: tokenizer.model_dump(mode="json") for view, tokenizer in config.tokenizers.items()},
             }
             head["config"] = config.model_dump(mode="json")
             write_farm_file(output_dir, before | head | {"status": "running"})

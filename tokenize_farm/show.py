@@ -1,6 +1,7 @@
 """Shards made visible: tables, the picture of a clip's views, its sound decoded from its codes."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ from uniaudio.tokenize_farm.tokenizers.protocol import AudioTokenizer, make_toke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_LINE = 130  # characters of a line of phones in a picture
 
 
 def totals_table(totals: dict) -> Table:
@@ -113,8 +116,8 @@ def _panel(axis: "Axes", view: str, array: np.ndarray) -> None:
         from uniaudio.tokenize_farm.tokenizers.phones import inventory
 
         names = list(inventory())
-        axis.set_yticks([])
-        axis.text(0, 0.5, " ".join(names[i] for i in array[:, 0].tolist()), wrap=True, va="center")
+        axis.set(xticks=[], yticks=[])
+        axis.text(0.01, 0.5, fill(" ".join(names[i] for i in array[:, 0].tolist()), _LINE), va="center", transform=axis.transAxes)
     else:
         axis.plot(array, drawstyle="steps-mid")
         axis.set_xlim(0, len(array))

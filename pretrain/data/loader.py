@@ -60,6 +60,11 @@ class Loader:
         """R: rows of one step over all ranks."""
         return self.micro_rows * self.accumulation * self.ranks
 
+    @property
+    def fingerprint(self) -> str:
+        """What a data position belongs to (`Planner.fingerprint`): under another one, row N is another row."""
+        return self.planner.fingerprint
+
     def first_row(self, step: int) -> int:
         """Number in the endless sequence of the first row of `step`."""
         if step < self.position.step:

@@ -5,9 +5,11 @@ R rows, D documents, N clips.
 """
 
 import bisect
+import hashlib
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -158,6 +160,17 @@ class Planner:
             raise UserError("data.mix.weights leaves no task with a share above 0", seen=weights)
         repeats = shares / shares.sum() * frames.sum() / np.maximum(frames, 1)
         return [round(repeat * _COPY_UNIT) / _COPY_UNIT for repeat in repeats.tolist()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that the order of documents depends on: only under an equal one does a checkpoint's row mean the same."""
+        data = self.data.model_dump_json(exclude={"shards", "tasks", "workers", "verify", "rows_per_micro_batch", "loss_on"})
+        digest = hashlib.sha256("\n".join([data, *(task.model_dump_json() for task in self.tasks)]).encode())
+        for paths, index in zip(self.clips.paths, self.clips.indexes):
+            digest.update(paths.name.encode())
+            for column in (index.keys, index.speakers, index.kinds, index.views, index.shapes):
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of `epoch`; the last two are kept."""

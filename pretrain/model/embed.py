@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.model.layers import Linear, Table
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
@@ -21,7 +22,8 @@ class Embed(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_global: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
-        self.mode, self.mega_global, self.backend = config.embedding, mega_global, backend
+        self.mode, self.mega_global = config.embedding, mega_global
+        self.backend = op_backend("frame_embedding", backend)
         code_width = config.width if config.embedding == "sum" else config.width // config.num_codebooks
         self.code = vocabulary_embedding(vocabulary_size, code_width, tensor)
         self.position = Table(config.max_positions, config.width)

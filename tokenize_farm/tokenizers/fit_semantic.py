@@ -4,6 +4,7 @@ Plain k-means (Lloyd) on a random sample of frames; the same manifest and seed g
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,14 @@ from uniaudio.tokenize_farm.tokenizers.protocol import VOICED_KINDS
 from uniaudio.tokenize_farm.tokenizers.semantic import FEATURES, features
 
 _BLOCK = 8192  # rows whose distances are computed at once
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How many frames were fitted, and what share of their variance the nearest centres explain."""
+
+    frames: int
+    explained_variance: float
 
 
 def sample_features(rows: Iterable[ManifestRow], *, frames_per_clip: int, seed: int) -> np.ndarray:
@@ -72,14 +81,14 @@ def _assign(points_NC: np.ndarray, centroids_KC: np.ndarray) -> tuple[np.ndarray
     return nearest, np.square(points_NC).sum(axis=1) - 2 * closeness
 
 
-def fit_semantic(rows: Iterable[ManifestRow], path: Path, *, units: int, frames_per_clip: int = 200, seed: int = 0) -> dict[str, str]:
-    """Fits and writes `path` (safetensors: centroids (units, C), scale (C,)); returns its metadata."""
+def fit_semantic(rows: Iterable[ManifestRow], path: Path, *, units: int, frames_per_clip: int = 200, seed: int = 0) -> Fit:
+    """Fits and writes `path` (safetensors: centroids (units, C), scale (C,)); the same rows and seed give the same bytes."""
     points = sample_features(rows, frames_per_clip=frames_per_clip, seed=seed)
     scale = (1 / points.std(axis=0)).astype(np.float32)
     centroids = fit_centroids(points * scale, units, seed=seed)
     _, distances = _assign(points * scale, centroids)
     explained = 1 - float(distances.sum() / np.square(points * scale - (points * scale).mean(axis=0)).sum())
-    metadata = {"features": FEATURES, "frames": str(len(points)), "seed": str(seed), "explained_variance": f"{explained:.4f}"}
     with publish_file(path) as temporary:
-        save_file({"centroids": centroids, "scale": scale}, str(temporary), metadata=metadata)
-    return metadata
+        # one key of metadata: safetensors writes several in random order
+        save_file({"centroids": centroids, "scale": scale}, str(temporary), metadata={"features": FEATURES})
+    return Fit(frames=len(points), explained_variance=explained)

@@ -50,9 +50,7 @@ def model_folder(model: str, *, needed_for: str, revision: str | None = None) ->
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(_WEIGHTS)))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
             remedy = "give a local folder with config.json and model.safetensors, or the name of a model on the hub"
-            raise UserError(
-                f"{needed_for}: no local folder of that name, and the hub did not give it", seen=model, remedy=remedy
-            ) from error
+            raise UserError(f"{needed_for}: no such local folder, and the hub did not give it", seen=model, remedy=remedy) from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{needed_for}: the folder holds no *.safetensors", seen=folder, remedy="save the model with save_pretrained")
     return folder
@@ -89,14 +87,14 @@ class UnitCodebook:
             raise UserError("no file of k-means centres", seen=path, remedy="fit one: uniaudio tokenize fit-semantic, or convert yours")
         try:
             with safe_open(str(path), framework="numpy") as handle:
-                self.metadata = handle.metadata() or {}
+                metadata = handle.metadata() or {}
                 tensors = {name: handle.get_tensor(name).astype(np.float32) for name in ("centroids", "scale") if name in handle.keys()}  # noqa: SIM118
                 self.centroids_KC = tensors["centroids"]
                 self._scale_C = tensors.get("scale", np.ones(1, np.float32))
         except (SafetensorError, KeyError) as error:
             remedy = 'a safetensors file with one float tensor "centroids" (units, features); pickled .km files are not read'
             raise UserError(f"{path}: not a file of k-means centres", seen=error, remedy=remedy) from error
-        made_for = self.metadata.get("features", features)
+        made_for = metadata.get("features", features)
         if made_for != features or self.centroids_KC.ndim != 2 or len(self.centroids_KC) > 1 << 16:
             raise UserError(f"{path}: centres for other features", seen=f"{made_for} {self.centroids_KC.shape}", allowed=features)
         self._half_norms_K = 0.5 * np.square(self.centroids_KC).sum(axis=1)
