@@ -50,7 +50,12 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
     versions = tokenizer_versions(make_tokenizers(config))
     units = plan_units(read_manifest(config.manifest), config, versions)
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "output_dir cannot be made", seen=error, remedy="give another output_dir, or correct the folder's rights"
+        ) from error
     with _only_driver_of(output_dir):
         todo = _missing_units(units, output_dir, replace=replace)
         before = read_farm_file(output_dir)
@@ -64,7 +69,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
                 "tokenizers": versions,
                 "tokenizer_configs": {view: tokenizer.model_dump(mode="json") for view, tokenizer in config.tokenizers.items()},
             }
-            head["config"] = config.model_dump(mode="json")
+            head["tokenizer_configs"] = {view: spec.model_dump(mode="json") for view, spec in config.tokenizers.items()}
             write_farm_file(output_dir, before | head | {"status": "running"})
             with _closing_on_error(tracker):
                 work = _Run(config, workers, tracker, progress).run(todo) if workers else Work()
