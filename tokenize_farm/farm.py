@@ -103,6 +103,8 @@ def _finish(config: FarmConfig, head: dict, before: dict, work: Work, tracker: T
     content = {**head, "status": "failed" if over else "finished", "totals": totals, "last_work": last_work}
     text = write_farm_file(output_dir, content)
     numbers = {key: totals[key] for key in ("clips", "audio_seconds", "frames", "shards")} | {"dropped": drops}
+    if work.units:
+        numbers |= {key: work.as_json()[key] for key in ("times_real_time", "clips_per_second", "seconds")}
     tracker.log(len(list_shards(output_dir)), numbers | {f"dropped.{reason}": n for reason, n in totals["dropped_by_reason"].items()})
     tracker.finish("FAILED" if over else "FINISHED", {"farm.json": text})
     if over:
@@ -245,7 +247,7 @@ class _Run:
             raise _plain(error, unit) from error
         self.work.add(result.sidecar, result.seconds_by_step)
         if self.work.units % 16 == 0:
-            self.tracker.log(self.work.units, {"x_real_time": self.work.audio_seconds / max(self.work.seconds, 1e-9)})
+            self.tracker.log(self.work.units, {"times_real_time": self.work.audio_seconds / max(self.work.seconds, 1e-9)})
         return True
 
     def _count_death(self, unit: WorkUnit, why: str) -> None:
