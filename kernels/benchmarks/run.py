@@ -10,7 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from uniaudio.kernels.activation import bias_gelu, swiglu
 from uniaudio.kernels.benchmarks import packed
 from uniaudio.kernels.benchmarks.measure import Table, add_both, commit, random, say
+from uniaudio.kernels.embedding import frame_embedding
 from uniaudio.kernels.frame_attention import frame_attention
+from uniaudio.kernels.loss import linear_cross_entropy
 from uniaudio.kernels.norm import add_layer_norm, layer_norm, rms_norm
 
 SDPA = {
@@ -73,6 +75,43 @@ def bench_activation(table: Table, rows: int, width: int) -> None:
         add_both(table, "swiglu", shape, backend, lambda a, b=backend: swiglu(a, backend=b), [gate_up], (3 * size, 5 * size))
 
 
+def bench_embedding(table: Table, frames: int, codes: int, rows: int, width: int) -> None:
+    """Frame embedding with positions beside eager PyTorch."""
+    ids = torch.randint(0, rows, (frames, codes), device="cuda")
+    positions = torch.arange(frames, device="cuda") % 1024
+    tables = [random(rows, width), random(3000, width)]
+    read = 2.0 * (rows + 1024) * width + 8 * frames * (codes + 1)
+    moved = (read + 2 * frames * width, 2.0 * frames * width + 2 * (rows + 3000) * width + 8 * frames * (codes + 1))
+    for backend in ("triton", "torch"):
+        add_both(
+            table, "frame_embedding", f"{frames}x{codes} V{rows} D{width}", backend,
+            lambda t, p, b=backend: frame_embedding(ids, t, positions, p, mode="sum", backend=b), tables, moved,
+        )  # fmt: skip
+
+
+def bench_loss(table: Table, codes: int, width: int, rows: int, num_valid: int) -> None:
+    """Forward and backward in one, beside eager PyTorch and the chunked reference."""
+    hidden, weight = random(codes, width), random(rows, width)
+    targets = torch.randint(0, num_valid, (codes,), device="cuda")
+    mask = torch.ones(codes, dtype=torch.int8, device="cuda")
+
+    def eager() -> torch.Tensor:
+        return F.cross_entropy((hidden @ weight.T)[:, :num_valid].float(), targets, reduction="none")
+
+    losses = {
+        "triton": lambda: linear_cross_entropy(hidden, weight, targets, mask, num_valid=num_valid, backend="triton"),
+        "torch chunked": lambda: linear_cross_entropy(hidden, weight, targets, mask, num_valid=num_valid, backend="torch"),
+        "torch eager": eager,
+    }
+    flops = 6.0 * codes * width * rows
+    moved = 2.0 * (2 * codes * width + 2 * rows * width)
+    for name, function in losses.items():
+        table.add(
+            "linear_cross_entropy", f"{codes} codes V{num_valid} D{width}", "both", name,
+            lambda f=function: torch.autograd.grad(f().sum(), [hidden, weight]), bytes_moved=moved, flops=flops,
+        )  # fmt: skip
+
+
 def main() -> None:
     """Correctness first (a red check stops the run), then the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,6 +130,8 @@ def main() -> None:
     packed.bench_single(table)
     bench_norm(table, 24_576, 1536)
     bench_activation(table, 24_576, 6144)
+    bench_embedding(table, 16_384, 3, 4224, 1536)
+    bench_loss(table, 24_576, 1536, 4224, 4213)
     table.write(arguments.out / "kernels.csv")
 
 

@@ -140,10 +140,11 @@ def main() -> None:
     """Compile all, time all, print the best of each case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", default=["frame", "norm", "activation", "varlen"])
+    parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--best", type=int, default=5)
     arguments = parser.parse_args()
-    wanted = list(trials(arguments.groups))
+    wanted = [trial for trial in trials(arguments.groups) if arguments.case in trial[1]]
     with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         faults = dict(zip(wanted, pool.map(compile_trial, wanted)))
     bandwidth = copy_bandwidth()

@@ -14,6 +14,7 @@ ROWS = {
     "documents longer than a tile": (150, [[0, 75, 150], [0, 10, 149]], None, 2, 40),
     "prefixes": (150, [[0, 75, 80, 150], [0, 10, 149, 150]], [[40, 3, 70, 0], [10, 139, 1, 0]], 1, 32),
     "prefix longer than its document": (40, [[0, 20]], [[90, 1]], 1, 96),
+    "head of two parts": (90, [[0, 41, 90]], [[7, 0, 0]], 2, 48),
     "one frame": (1, [[0, 1]], None, 3, 16),
     "widest head": (33, [[0, 9]], [[4, 5]], 1, 256),
 }
@@ -84,6 +85,16 @@ def test_every_tile_shape_gives_the_same(rows, step, place, poisoned, assert_as_
     plain_out.backward(grad)
     assert_as_good(out, plain_out.detach(), truth_out.detach(), "output")
     assert_as_good(backward(qkv, out, sums, grad, spans, plan), plain.grad, leaf.grad, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "parts"),
+    [(8, (16, 16, False)), (64, (64, 16, False)), (80, (64, 16, True)), (96, (64, 32, True)), (104, (128, 16, False))],
+)
+def test_head_parts(head_dim, parts) -> None:
+    from uniaudio.kernels.varlen_attention.triton_kernels import head_parts
+
+    assert head_parts(head_dim) == parts
 
 
 @pytest.mark.parametrize("case", ROWS)
