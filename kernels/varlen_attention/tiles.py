@@ -1,6 +1,6 @@
 """What the kernels of packed-document attention share: launches, the order of tiles, masked tiles of a packed tensor, ranges of keys."""
 
-# ruff: noqa: ANN001 - the arguments of a Triton kernel are pointers and numbers of the launch
+# ruff: noqa: ANN001, ANN201 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
 from dataclasses import dataclass
