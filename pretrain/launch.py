@@ -7,6 +7,7 @@ RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, and die with the 
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -50,7 +51,7 @@ def join(parallel: ParallelConfig) -> None:
         UserError: printing every factor.
     """
     if not is_started():
-        os.environ.update(_environment(0, 1, _free_port()))
+        os.environ.update(_environment(0, 1, free_port()))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != parallel.world_size:
         raise UserError(
@@ -106,7 +107,7 @@ def spawn(arguments: Sequence[str], world_size: int) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="uniaudio-") as faults:
         shared = {PARENT: str(os.getpid()), FAULTS: faults}
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "uniaudio", *arguments]
         children = [
             subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}) for rank in range(world_size)
@@ -146,10 +147,17 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return environment
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody listens on, outside those of outgoing connections: rank 0 binds it only seconds later."""
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(lowest_ephemeral, 20_000))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:

@@ -58,7 +58,7 @@ def run(farm: str, overrides: tuple[str, ...], replace: bool, as_json: bool) -> 
     for table in summary_tables(content):
         console.print(table)
     show_drops(console, content["totals"])
-    console.print(f"shards and farm.json in {config.output_dir}; MLflow run {content['run_id']}")
+    console.print(f"shards and farm.json in {config.output_dir}; MLflow run {content['run_id']}", highlight=False, soft_wrap=True)
 
 
 class farm_progress:
@@ -102,7 +102,9 @@ def summary_tables(content: dict) -> list[Table]:
 def show_drops(console: Console, totals: dict) -> None:
     """One line a dropped clip, the first few."""
     for drop in totals["dropped"][:_SHOWN_DROPS]:
-        console.print(f"dropped {drop['id']}: {drop['reason']}: {drop['detail']}", style="yellow", markup=False, highlight=False)
+        console.print(
+            f"dropped {drop['id']}: {drop['reason']}: {drop['detail']}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     if len(totals["dropped"]) > _SHOWN_DROPS:
         console.print(f"... and {len(totals['dropped']) - _SHOWN_DROPS} more, in farm.json")
 

@@ -50,7 +50,12 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
     versions = tokenizer_versions(make_tokenizers(config))
     units = plan_units(read_manifest(config.manifest), config, versions)
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "output_dir cannot be made", seen=error, remedy="give another output_dir, or correct the folder's rights"
+        ) from error
     with _only_driver_of(output_dir):
         todo = _missing_units(units, output_dir, replace=replace)
         before = read_farm_file(output_dir)
@@ -64,7 +69,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
                 "tokenizers": versions,
                 "tokenizer_configs": {view: tokenizer.model_dump(mode="json") for view, tokenizer in config.tokenizers.items()},
             }
-            head["config"] = config.model_dump(mode="json")
+            head["tokenizer_configs"] = {view: spec.model_dump(mode="json") for view, spec in config.tokenizers.items()}
             write_farm_file(output_dir, before | head | {"status": "running"})
             with _closing_on_error(tracker):
                 work = _Run(config, workers, tracker, progress).run(todo) if workers else Work()
@@ -98,6 +103,8 @@ def _finish(config: FarmConfig, head: dict, before: dict, work: Work, tracker: T
     content = {**head, "status": "failed" if over else "finished", "totals": totals, "last_work": last_work}
     text = write_farm_file(output_dir, content)
     numbers = {key: totals[key] for key in ("clips", "audio_seconds", "frames", "shards")} | {"dropped": drops}
+    if work.units:
+        numbers |= {key: work.as_json()[key] for key in ("times_real_time", "clips_per_second", "seconds")}
     tracker.log(len(list_shards(output_dir)), numbers | {f"dropped.{reason}": n for reason, n in totals["dropped_by_reason"].items()})
     tracker.finish("FAILED" if over else "FINISHED", {"farm.json": text})
     if over:
@@ -240,7 +247,7 @@ class _Run:
             raise _plain(error, unit) from error
         self.work.add(result.sidecar, result.seconds_by_step)
         if self.work.units % 16 == 0:
-            self.tracker.log(self.work.units, {"x_real_time": self.work.audio_seconds / max(self.work.seconds, 1e-9)})
+            self.tracker.log(self.work.units, {"times_real_time": self.work.audio_seconds / max(self.work.seconds, 1e-9)})
         return True
 
     def _count_death(self, unit: WorkUnit, why: str) -> None:

@@ -85,7 +85,7 @@ def decode(codes_TQ: np.ndarray, directory: Path) -> np.ndarray:
         UserError: no `farm.json`, or its codec has other weights by now.
     """
     farm = read_farm_file(directory)
-    made_by, spec = farm.get("tokenizers", {}).get("audio"), farm.get("config", {}).get("tokenizers", {}).get("audio")
+    made_by, spec = farm.get("tokenizers", {}).get("audio"), farm.get("tokenizer_configs", {}).get("audio")
     if not made_by or not spec:
         raise UserError("no farm.json beside the shards says which codec made them", seen=directory, remedy="run the farm again")
     codec = make_tokenizer(spec["name"], spec["options"])

@@ -104,7 +104,15 @@ def read_farm_file(output_dir: Path) -> dict:
 
 
 def write_farm_file(output_dir: Path, content: Mapping[str, object]) -> str:
-    """Publishes `farm.json` and returns its text."""
+    """Publishes `farm.json` and returns its text.
+
+    Raises:
+        UserError: the folder cannot be written (a full disk, rights).
+    """
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    publish_bytes(output_dir / FILE, text.encode())
+    try:
+        publish_bytes(output_dir / FILE, text.encode())
+    except OSError as error:
+        remedy = "free space or correct the folder's rights, then run the same command again"
+        raise UserError(f"{output_dir / FILE} could not be written", seen=error, remedy=remedy) from error
     return text

@@ -3,11 +3,12 @@
 import json
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from uniaudio.pretrain.launch import free_port
 
 PRELOAD = [
     "deepspeed",
@@ -50,9 +51,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, function: Callable
 def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *, timeout: float = 120, **arguments: Any) -> list[Any]:
     """`function(**arguments)` in `world_size` processes; its JSON results by rank. AssertionError with the traceback of one that failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = _context()
     processes = [
         context.Process(target=_rank, args=(rank, world_size, port, str(folder), function, arguments)) for rank in range(world_size)

@@ -43,7 +43,7 @@ def shards(tmp_path: Path) -> Path:
     write_shard(folder, "train", 0, [clip], tokenizers={}, dropped={"missing": ["gone"]})
     spec = {"name": "codec", "options": {"weights": str(weights)}}
     version = CodecTokenizer(spec["options"]).version
-    write_farm_file(folder, {"tokenizers": {"audio": f"codec/{version}"}, "config": {"tokenizers": {"audio": spec}}})
+    write_farm_file(folder, {"tokenizers": {"audio": f"codec/{version}"}, "tokenizer_configs": {"audio": spec}})
     return folder
 
 
