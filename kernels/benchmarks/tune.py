@@ -17,8 +17,10 @@ from uniaudio.kernels.benchmarks.measure import copy_bandwidth, lognormal_docume
 from uniaudio.kernels.benchmarks.packed import boundaries
 from uniaudio.kernels.frame_attention import triton_kernels as frame
 from uniaudio.kernels.norm import triton_kernels as norm
-from uniaudio.kernels.varlen_attention import triton_kernels as varlen
+from uniaudio.kernels.varlen_attention import backward as varlen_backward
+from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
+from uniaudio.kernels.varlen_attention.tiles import Launch, Plan, default_plan
 
 Trial = tuple[str, str, tuple]  # group, case, launch
 
@@ -81,7 +83,7 @@ def inputs(group: str, case: str) -> tuple:
     documents = [[0]] if layout == "single" else lognormal_documents(4, 8192)
     qkv, grad = random(len(documents), 8192, heads, 3, head_dim), random(len(documents), 8192, heads * head_dim)
     spans = document_spans(boundaries(documents, 8192), None, 8192)
-    out, sums = varlen.forward(qkv, spans, varlen.default_plan(head_dim, qkv.dtype, packed=True))
+    out, sums = varlen_forward.forward(qkv, spans, default_plan(head_dim, qkv.dtype, packed=True))
     return (qkv, grad, out, sums, spans), 4 * 2 * grad.numel()
 
 
@@ -108,22 +110,22 @@ def call(trial: Trial) -> Callable[[], object]:
             if backward
             else (lambda: activation.gelu_forward(x, bias, True, chosen))
         )
-    return varlen_call(tensors, case, varlen.Launch(*launch))
+    return varlen_call(tensors, case, Launch(*launch))
 
 
-def varlen_call(tensors: tuple, case: str, launch: varlen.Launch) -> Callable[[], object]:
+def varlen_call(tensors: tuple, case: str, launch: Launch) -> Callable[[], object]:
     """One of the three kernels alone."""
     qkv, grad, out, sums, spans = tensors
-    plan = varlen.Plan(launch, launch, launch)
+    plan = Plan(launch, launch, launch)
     if case.endswith("forward"):
-        return lambda: varlen.forward(qkv, spans, plan)
+        return lambda: varlen_forward.forward(qkv, spans, plan)
     deltas, grad_qkv = torch.empty_like(sums), torch.empty_like(qkv)
     if case.endswith("queries"):
-        return lambda: varlen.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, launch)
-    varlen.backward_queries(
-        qkv, out, sums, grad, deltas, grad_qkv, spans, varlen.default_plan(qkv.shape[-1], qkv.dtype, packed=True).queries
+        return lambda: varlen_backward.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, launch)
+    varlen_backward.backward_queries(
+        qkv, out, sums, grad, deltas, grad_qkv, spans, default_plan(qkv.shape[-1], qkv.dtype, packed=True).queries
     )
-    return lambda: varlen.backward_keys(qkv, sums, grad, deltas, grad_qkv, spans, launch)
+    return lambda: varlen_backward.backward_keys(qkv, sums, grad, deltas, grad_qkv, spans, launch)
 
 
 def compile_trial(trial: Trial) -> str | None:

@@ -52,7 +52,7 @@ def varlen_attention(
         _check_boundaries(document_starts_BD, prefix_lengths_BD, frames)
     if backend == "torch":
         return reference.varlen_attention(qkv_BTN3H, document_starts_BD, prefix_lengths_BD)
-    from uniaudio.kernels.varlen_attention.triton_kernels import VarlenAttention  # here: the torch path works without Triton
+    from uniaudio.kernels.varlen_attention.autograd import VarlenAttention  # here: the torch path works without Triton
 
     return VarlenAttention.apply(qkv_BTN3H, document_starts_BD, prefix_lengths_BD)
 

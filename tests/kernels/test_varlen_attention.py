@@ -68,8 +68,10 @@ def test_output_and_gradient(case, place, poisoned, outputs_and_gradients, asser
 
 @pytest.mark.parametrize(("rows", "step"), [(16, 16), (32, 16), (16, 32)])
 def test_every_tile_shape_gives_the_same(rows, step, place, poisoned, assert_as_good) -> None:
+    from uniaudio.kernels.varlen_attention.backward import backward
     from uniaudio.kernels.varlen_attention.boundaries import document_spans
-    from uniaudio.kernels.varlen_attention.triton_kernels import Launch, Plan, backward, forward
+    from uniaudio.kernels.varlen_attention.forward import forward
+    from uniaudio.kernels.varlen_attention.tiles import Launch, Plan
 
     launch = Launch(rows, step, 1, 1)
     starts, prefixes = [[0, 5, 60, 93]], [[0, 33, 2, 93]]
@@ -92,7 +94,7 @@ def test_every_tile_shape_gives_the_same(rows, step, place, poisoned, assert_as_
     [(8, (16, 16, False)), (64, (64, 16, False)), (80, (64, 16, True)), (96, (64, 32, True)), (104, (128, 16, False))],
 )
 def test_head_parts(head_dim, parts) -> None:
-    from uniaudio.kernels.varlen_attention.triton_kernels import head_parts
+    from uniaudio.kernels.varlen_attention.tiles import head_parts
 
     assert head_parts(head_dim) == parts
 
