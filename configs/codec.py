@@ -1,6 +1,7 @@
 """The universal codec: its shape, and how it is trained."""
 
 from pydantic import Field, model_validator
+
 from uniaudio.configs.section import Section
 
 
@@ -50,14 +51,14 @@ class CodecDataConfig(Section):
 
 
 class CodecLossConfig(Section):
-    """Weights; those of the discriminators are norms of their gradient relative to the reconstruction's."""
+    """Weights of the terms of the loss."""
 
     mel: float = Field(15.0, ge=0)
     spectrum: float = Field(2.0, ge=0, description="complex STFT difference")
-    loudness: float = Field(1.0, ge=0, description="loudness difference on the Bark scale")
+    loudness: float = Field(4.0, ge=0, description="loudness difference on the Bark scale")
     commitment: float = Field(0.25, ge=0)
     codebook: float = Field(1.0, ge=0)
-    adversarial: float = Field(1.0, ge=0)
+    adversarial: float = Field(0.5, ge=0)
     features: float = Field(2.0, ge=0)
 
 

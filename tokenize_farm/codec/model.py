@@ -8,11 +8,11 @@ Every part sees a bounded neighbourhood (`reach` frames each side), so long clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from uniaudio.configs.codec import CodecModelConfig
+from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec.quantizer import ResidualQuantizer
 from uniaudio.tokenize_farm.codec.spectral import Spectral
-
-from uniaudio.errors import UserError
 
 CHUNK_FRAMES = 3000  # frames a row that are computed at once: one minute
 EXPANSION = 3

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from uniaudio.configs.codec import CodecModelConfig
-from uniaudio.configs.load import validate
-from uniaudio.tokenize_farm.codec.model import UniversalCodec
 
 from uniaudio.atomic import publish_file
+from uniaudio.configs.codec import CodecModelConfig
+from uniaudio.configs.load import validate
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.codec.model import UniversalCodec
 
 SHIPPED = Path(__file__).parent / "weights" / "universal_16khz_8x1024.safetensors"
 

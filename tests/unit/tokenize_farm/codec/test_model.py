@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from uniaudio.configs.codec import CodecModelConfig
+from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec import model as codec_model
 from uniaudio.tokenize_farm.codec.model import UniversalCodec, depthwise
-
-from uniaudio.errors import UserError
 
 TINY = CodecModelConfig(
     width=24,

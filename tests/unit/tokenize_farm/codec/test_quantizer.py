@@ -1,6 +1,7 @@
 """Residual quantizer: levels add up, losses reach the right parameters, dead codes come back."""
 
 import torch
+
 from uniaudio.tokenize_farm.codec.quantizer import Codebook, ResidualQuantizer
 
 

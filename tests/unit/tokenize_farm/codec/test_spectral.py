@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from uniaudio.tokenize_farm.codec.spectral import Spectral
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from uniaudio.tokenize_farm.codec.weights import load_codec, read_notes, save_codec
 
 from tests.unit.tokenize_farm.codec.test_model import noise, tiny
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.codec.weights import load_codec, read_notes, save_codec
 
 
 def test_saved_codec_gives_the_same_codes(tmp_path):
