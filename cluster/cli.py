@@ -3,6 +3,7 @@
 import sys
 
 import click
+
 from uniaudio.cluster.local import Job, check_environment, render, run
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniaudio.configs.cluster import ClusterConfig
-
 from uniaudio.errors import UserError
 
 # Names that look like secrets: they come from the caller's environment and are never written to a config or a log.

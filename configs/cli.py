@@ -1,6 +1,7 @@
 """`uniaudio config`: show and check configs."""
 
 import click
+
 from uniaudio.configs.codec import CodecConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config, load_config

@@ -1,6 +1,7 @@
 """A farm run: manifest in, shards out."""
 
 from pydantic import Field
+
 from uniaudio.configs.section import Section
 
 

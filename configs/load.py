@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from uniaudio.configs.section import Section
 
+from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound=Section)

@@ -2,7 +2,6 @@
 
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.section import Section
-
 from uniaudio.errors import UserError
 
 

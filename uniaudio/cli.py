@@ -16,8 +16,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tokenize": ("uniaudio.tokenize_farm.cli", "tokenize", "Turn a manifest into shards of codes on a Ray farm."),
     "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify or show shards."),
     "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
-    "generate": ("uniaudio.pretrain.cli", "generate", "Generate audio from a checkpoint."),
-    "demo": ("uniaudio.pretrain.cli", "demo", "Recordings -> farm -> training -> audio, and one table."),
+    "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
+    "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
 }
 

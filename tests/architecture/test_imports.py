@@ -16,6 +16,8 @@ ALLOWED_ACROSS = [
     ("pretrain/data", "uniaudio.tokenize_farm.shard_reader"),
     ("pretrain/data", "uniaudio.tokenize_farm.index"),
     ("pretrain/generate", "uniaudio.tokenize_farm.tokenizers"),
+    ("pretrain/generate", "uniaudio.tokenize_farm.audio"),
+    ("pretrain/generate", "uniaudio.tokenize_farm.manifest"),
     ("pretrain/evaluation", "uniaudio.tokenize_farm.tokenizers"),
 ]
 ENGINES = {

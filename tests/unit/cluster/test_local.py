@@ -4,10 +4,10 @@ import shlex
 
 import pytest
 from click.testing import CliRunner
+
 from uniaudio.cluster.cli import submit
 from uniaudio.cluster.local import Job, check_environment, render, run
 from uniaudio.configs.cluster import ClusterConfig
-
 from uniaudio.errors import UserError
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 from click.testing import CliRunner
+
 from uniaudio.configs.cli import config as config_command
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config, load_config, parse_yaml, shipped, validate
 from uniaudio.configs.run import RunConfig
-
 from uniaudio.errors import UserError
 
 

@@ -180,7 +180,7 @@ def test_save_wav_refuses_what_is_no_sound(tmp_path: Path, samples: np.ndarray) 
 
 
 def test_bad_audio_crosses_a_process_border_and_knows_its_reasons() -> None:
-    error = pickle.loads(pickle.dumps(BadAudio("nan", "x.wav")))  # noqa: S301
+    error = pickle.loads(pickle.dumps(BadAudio("nan", "x.wav")))
     assert (error.reason, error.detail) == ("nan", "x.wav")
     assert "silent" in REASONS
     with pytest.raises(ValueError, match="unknown reason"):

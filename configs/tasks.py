@@ -1,0 +1,92 @@
+"""Tasks as data: what stands before the target, in order, and how each part is drawn (configs/tasks/*.yaml)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from uniaudio.configs.load import find_config, parse_yaml, validate
+from uniaudio.configs.section import Section
+from uniaudio.errors import UserError
+
+CONTINUOUS = "continuous"
+
+
+class SegmentConfig(Section):
+    """One part of a sequence: `<start> rows... <end>`."""
+
+    view: str = Field(..., description="view of the shard, for example audio.noisy")
+    modality: str = Field(..., description="range of the vocabulary; continuous: states of a text encoder")
+    start: str
+    end: str
+    draw: Literal["own", "same_speaker", "masked"] = Field(
+        "own",
+        description="own: the clip's view; same_speaker: a crop of another clip of its speaker; masked: the clip's view, a span hidden",
+    )
+    durations: Literal["keep", "collapse"] = Field(
+        "collapse", description="phones: one frame a phone, or each repeated over the frames it lasts"
+    )
+    follows_target: bool = Field(False, description="frame for frame beside the target: cut where the target is cut")
+    max_rows: int | None = Field(None, ge=1, description="longer views are cut to this many rows")
+    mask_seconds: tuple[float, float] = Field((0.2, 1.0), description="draw masked: shortest and longest hidden span")
+
+    @property
+    def key(self) -> str:
+        """Name of the segment's array among the views given to the sequence builder: `prompt`, `audio.masked`, or the view's own name."""
+        return {"own": self.view, "same_speaker": "prompt", "masked": f"{self.view}.masked"}[self.draw]
+
+
+class TaskConfig(Section):
+    """Conditions in order, then the target. A clip serves the task if its kind is listed and it has every view."""
+
+    name: str = Field(..., pattern=r"^[a-z0-9_]+$")
+    token: str = Field(..., description="special token that names the task, behind <start>")
+    kinds: tuple[Literal["speech", "sound", "music", "singing"], ...] = Field(..., min_length=1)
+    conditions: tuple[SegmentConfig, ...] = ()
+    target: SegmentConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TaskConfig":
+        keys = [segment.key for segment in self.segments]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"two segments are drawn from the same thing: {', '.join(keys)}")
+        if self.target.draw != "own" or self.target.modality == CONTINUOUS:
+            raise ValueError("the target is the clip's own codes: draw own, and a modality of the vocabulary")
+        for segment in self.segments:
+            if segment.durations == "keep" and not (segment.view.split(".")[0] == "phone" and segment.follows_target):
+                raise ValueError(f"{segment.view}: durations keep is for phones that follow the target")
+            if segment.draw != "own" and segment.modality != "audio":
+                raise ValueError(f"{segment.view}: draw {segment.draw} is for audio")
+            shortest, longest = segment.mask_seconds
+            if not 0 < shortest <= longest:
+                raise ValueError(f"{segment.view}: mask_seconds must ascend from above 0")
+        return self
+
+    @property
+    def segments(self) -> tuple[SegmentConfig, ...]:
+        """Conditions, then the target."""
+        return (*self.conditions, self.target)
+
+    @property
+    def required_views(self) -> tuple[str, ...]:
+        """Views of the shard that a clip must have, each once."""
+        return tuple(dict.fromkeys(segment.view for segment in self.segments))
+
+    @property
+    def needs_prompt(self) -> bool:
+        """True where a condition comes from another clip of the speaker."""
+        return any(segment.draw == "same_speaker" for segment in self.conditions)
+
+
+def load_task(name: str) -> TaskConfig:
+    """A task of configs/tasks by name, or a YAML file of that form; UserError names the key at fault."""
+    path = find_config(name, "tasks")
+    return validate(TaskConfig, parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))
+
+
+def load_tasks(names: tuple[str, ...] | list[str]) -> tuple[TaskConfig, ...]:
+    """The tasks of `data.tasks` in order; two of one name are refused."""
+    tasks = tuple(load_task(name) for name in names)
+    seen = [task.name for task in tasks]
+    if len(set(seen)) != len(seen):
+        raise UserError("data.tasks names a task twice", seen=", ".join(seen))
+    return tasks

@@ -1,0 +1,113 @@
+"""Pre-norm Transformer blocks of both stacks: x + attention(norm(x)), then x + mlp(norm(x)).
+
+The two stacks differ in who attends to whom only: packed documents in the global one, the codes of a frame in the local one.
+The projection is packed (N, 3, H), heads outermost, and the attention kernels read it as it is (design decision 8).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.kernels.activation import bias_gelu
+from uniaudio.kernels.frame_attention import frame_attention
+from uniaudio.kernels.varlen_attention import varlen_attention
+from uniaudio.pretrain.model.layers import LayerNorm
+from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, column_linear, row_linear
+
+Attend = Callable[[torch.Tensor], torch.Tensor]  # packed (..., N, 3, H) of this rank's heads -> (..., N * H)
+
+
+class Attention(nn.Module):
+    """Packed projection, an attention given by the caller, output projection. No bias on the key (paper, section Model)."""
+
+    def __init__(self, width: int, num_heads: int, *, tensor: TensorParallel) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads // tensor.size, width // num_heads
+        self.qkv = column_linear(width, 3 * width, tensor, bias_width=2 * width)
+        self.out = row_linear(width, width, tensor)
+
+    def packed_bias(self) -> torch.Tensor:
+        """The bias of query and value, (N, 2, H), widened to the packed order (N, 3, H) with zeros for the key."""
+        query, value = self.qkv.bias.view(self.num_heads, 2, self.head_dim).unbind(dim=1)
+        return torch.stack((query, torch.zeros_like(query), value), dim=1).flatten()
+
+    def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        packed = self.qkv(x, self.packed_bias())
+        return self.out(attend(packed.view(*x.shape[:-1], self.num_heads, 3, self.head_dim)))
+
+
+class Mlp(nn.Module):
+    """down(gelu(up(x)))."""
+
+    def __init__(self, width: int, ffn_width: int, *, gelu: Literal["exact", "tanh"], tensor: TensorParallel, backend: Backend) -> None:
+        super().__init__()
+        self.gelu, self.backend = gelu, backend
+        self.up = column_linear(width, ffn_width, tensor, bias_width=ffn_width)
+        self.down = row_linear(ffn_width, width, tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(bias_gelu(self.up(x), self.up.bias, approximate=self.gelu, backend=self.backend))
+
+
+class Block(nn.Module):
+    """One block over (..., D); the subclasses say how to attend."""
+
+    def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+        super().__init__()
+        self.backend, self.recompute = backend, recompute
+        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
+        self.attention = Attention(config.width, num_heads, tensor=tensor)
+        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
+        self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend)
+
+    def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""
+        normed, x = self.mlp_norm.after_add(self.attention(self.attention_norm(x), attend), x)
+        return x + self.mlp(normed)
+
+    def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
+        """The attention of this stack in training."""
+        raise NotImplementedError
+
+    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """State -> State; with `recompute` only the block's input is kept for the backward pass."""
+        now = State(*state)
+
+        def attend(packed: torch.Tensor) -> torch.Tensor:
+            return self.attend(packed, now)
+
+        if self.recompute and torch.is_grad_enabled():
+            return now.with_hidden(checkpoint(self.residual, now.hidden, attend, use_reentrant=False))
+        return now.with_hidden(self.residual(now.hidden, attend))
+
+
+class GlobalBlock(Block):
+    """Attention over the frames of each packed document: causal, and both ways in its prefix under prefix-LM. Hidden (B*T, D)."""
+
+    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+        super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
+        self.prefix_lm = config.prefix_lm
+
+    def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
+        """(B*T, N, 3, H) -> (B*T, N*H)."""
+        rows, frames, _ = state.codes_BTQ.shape
+        prefix = state.prefix_lengths_BD if self.prefix_lm else None
+        return varlen_attention(packed.unflatten(0, (rows, frames)), state.document_starts_BD, prefix, backend=self.backend).flatten(0, 1)
+
+
+class LocalBlock(Block):
+    """Causal attention over the Q codes of each frame. Hidden (B*T, Q, D)."""
+
+    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+        super().__init__(config, num_heads=config.local_heads, tensor=tensor, backend=backend, recompute=recompute)
+
+    def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
+        """(B*T, Q, N, 3, H) -> (B*T, Q, N*H)."""
+        return frame_attention(packed, backend=self.backend)

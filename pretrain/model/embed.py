@@ -1,0 +1,67 @@
+"""First layer: codes -> one vector a frame, shifted one frame to the right inside each document.
+
+The input of frame t is frame t-1 of the same document, `<mega_global>` at a document's first frame. Where the shifted
+frame is a continuous text state, its linear map replaces the code embedding (paper, "Tokens"). Learned positions count
+from the document's first frame.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.model.layers import Linear, Table
+from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
+
+
+class Embed(nn.Module):
+    """`Batch.as_tuple()` -> State with hidden (B*T, D)."""
+
+    def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_global: int, tensor: TensorParallel, backend: Backend) -> None:
+        super().__init__()
+        self.mode, self.mega_global, self.backend = config.embedding, mega_global, backend
+        code_width = config.width if config.embedding == "sum" else config.width // config.num_codebooks
+        self.code = vocabulary_embedding(vocabulary_size, code_width, tensor)
+        self.position = Table(config.max_positions, config.width)
+        self.text = Linear(config.text_width, config.width)
+
+    def frames(self, codes_XQ: torch.Tensor, positions_X: torch.Tensor) -> torch.Tensor:
+        """Frame vectors (X, D) of already shifted codes, positions included."""
+        return self.code.frames(codes_XQ, positions_X, self.position.weight, mode=self.mode, backend=self.backend)
+
+    def shifted(self, codes_BTQ: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        """Codes one frame to the right inside each document, (B, T, Q)."""
+        previous = F.pad(codes_BTQ[:, :-1], (0, 0, 1, 0), value=self.mega_global)
+        return previous.masked_fill((positions_BT == 0).unsqueeze(-1), self.mega_global)
+
+    def place_text(self, frames_XD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Replaces the frame vector one position right of each text state; unused states land on a spare row that is cut."""
+        rows, frames = batch.positions_BT.shape
+        place_BS = batch.text_positions_BS.to(torch.int64) + 1
+        inside_BS = (place_BS > 0) & (place_BS < frames)
+        place_BS = place_BS.clamp(max=frames - 1)
+        position_BS = batch.positions_BT.gather(1, place_BS)
+        # A state on its document's last frame is nobody's input: the next frame opens another document.
+        inside_BS &= position_BS > 0
+        first_B = torch.arange(rows, device=place_BS.device).unsqueeze(1) * frames
+        index_BS = torch.where(inside_BS, first_B + place_BS, rows * frames)
+        vectors = self.text(batch.text_states_BSC.to(frames_XD.dtype)) + self.position(position_BS)
+        return F.pad(frames_XD, (0, 0, 0, 1)).index_copy(0, index_BS.flatten(), vectors.flatten(0, 1))[:-1]
+
+    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Batch.as_tuple() -> State."""
+        batch = Batch(*state)
+        shifted_XQ = self.shifted(batch.codes_BTQ, batch.positions_BT).flatten(0, 1)
+        hidden_XD = self.place_text(self.frames(shifted_XQ, batch.positions_BT.flatten()), batch)
+        return tuple(
+            State(
+                hidden_XD,
+                batch.codes_BTQ,
+                batch.target_mask_BTQ.to(torch.int32),
+                batch.document_starts_BD,
+                batch.prefix_lengths_BD,
+                batch.task_ids_BD,
+            )
+        )

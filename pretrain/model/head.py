@@ -1,0 +1,48 @@
+"""Last layer: final norm, projection to the vocabulary, cross entropy summed by task and codebook level.
+
+Sums and counts, never means: the engine divides by the global number of target codes (design decision 7).
+"""
+
+import torch
+from torch import nn
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.data.batch import document_ids_BT
+from uniaudio.pretrain.model.layers import LayerNorm
+from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_cross_entropy, vocabulary_logits, vocabulary_projection
+
+
+class Head(nn.Module):
+    """State with hidden (B*T, Q, D) -> (loss_sums_KQ, counts_KQ), float32; K tasks."""
+
+    def __init__(self, config: ModelConfig, *, vocabulary_size: int, num_tasks: int, tensor: TensorParallel, backend: Backend) -> None:
+        super().__init__()
+        self.vocabulary_size, self.num_tasks, self.tensor, self.backend = vocabulary_size, num_tasks, tensor, backend
+        self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
+        self.projection = vocabulary_projection(vocabulary_size, config.width, tensor)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V), whole on every rank, without the padding rows."""
+        return vocabulary_logits(self.norm(hidden), self.projection.weight, num_valid=self.vocabulary_size, tensor=self.tensor)
+
+    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were."""
+        now = State(*state)
+        losses_X = vocabulary_cross_entropy(
+            self.norm(now.hidden).flatten(0, 1),
+            self.projection.weight,
+            targets_X=now.codes_BTQ.flatten(),
+            mask_X=now.target_mask_BTQ.flatten(),
+            num_valid=self.vocabulary_size,
+            tensor=self.tensor,
+            backend=self.backend,
+        )
+        _, frames, levels = now.codes_BTQ.shape
+        tasks_X = now.task_ids_BD.gather(1, document_ids_BT(now.document_starts_BD, frames)).flatten()
+        tasks_K = torch.arange(self.num_tasks, device=tasks_X.device)
+        # A masked sum rather than an index_add: the same order, hence the same bits, on every run.
+        member_KX1 = (tasks_X == tasks_K.unsqueeze(1)).unsqueeze(-1)
+        sums_KQ = (losses_X.view(-1, levels) * member_KX1).sum(dim=1)
+        counts_KQ = (now.target_mask_BTQ.view(-1, levels) * member_KX1).sum(dim=1).to(torch.float32)
+        return sums_KQ, counts_KQ

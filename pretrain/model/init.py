@@ -1,0 +1,52 @@
+"""Initial values as a function of (seed, canonical parameter name) alone, so that every layout starts from the same weights.
+
+Each whole tensor is drawn on the CPU from its own generator and then cut; rows that only pad the vocabulary are zero.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.parallel.tensor import TensorParallel
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _std(name: str, config: ModelConfig) -> float:
+    """init_std; what is added to the residual stream is divided by sqrt(number of additions of its stack) (GPT-2)."""
+    if not name.endswith(("attention.out.weight", "mlp.down.weight")):
+        return config.init_std
+    layers = config.global_layers if name.startswith("global_blocks.") else config.local_layers
+    return config.init_std / (2 * layers) ** 0.5
+
+
+def whole_tensor(name: str, shape: tuple[int, ...], *, seed: int, config: ModelConfig) -> torch.Tensor:
+    """Initial value, float32 on the CPU, of the uncut and unpadded parameter `name`."""
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    return torch.empty(shape).normal_(0.0, _std(name, config), generator=_generator(seed, name))
+
+
+def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, tensor: TensorParallel, prefix: str = "") -> None:
+    """Fills every parameter of `model`, whose canonical names are `prefix` + its own, in place."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters(prefix=prefix):
+            cut = getattr(parameter, "partition_dim", -1)
+            shape = list(parameter.shape)
+            if cut >= 0:
+                shape[cut] *= tensor.size
+            padded = shape[0]
+            shape[0] = getattr(parameter, "valid_rows", padded)
+            value = whole_tensor(name, tuple(shape), seed=seed, config=config)
+            if shape[0] < padded:
+                value = torch.cat([value, value.new_zeros(padded - shape[0], *shape[1:])])
+            if cut >= 0:
+                value = value.chunk(tensor.size, dim=cut)[tensor.rank]
+            parameter.copy_(value)

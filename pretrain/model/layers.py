@@ -1,0 +1,51 @@
+"""Small layers whole on every rank: norm, linear map, table. Uninitialised: `init` gives every parameter its value."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from uniaudio.kernels.norm import add_layer_norm, layer_norm
+from uniaudio.pretrain.parallel.tensor import Backend
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last dimension, statistics in float32 whatever the parameters are."""
+
+    def __init__(self, width: int, *, eps: float, backend: Backend) -> None:
+        super().__init__()
+        self.eps, self.backend = eps, backend
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        return layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
+
+    def after_add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x + residual, x + residual), in one pass where the backend has one."""
+        return add_layer_norm(x, residual, self.weight, self.bias, self.eps, backend=self.backend)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b; weight (output, input)."""
+
+    def __init__(self, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(output_width, input_width))
+        self.bias = nn.Parameter(torch.empty(output_width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., input) -> (..., output)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Table(nn.Module):
+    """A learned vector a row: positions, levels."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """int (...) -> (..., width)."""
+        return F.embedding(rows, self.weight)

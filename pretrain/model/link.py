@@ -1,0 +1,45 @@
+"""From the global to the local stack: the input of code q of frame t is code q-1 (`<mega_local>` first), its level, and h_t.
+
+`shared` (the paper) maps the whole of h_t, the same for every level; `split` (the released code) cuts h_t into Q slices and maps
+the q-th.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.model.layers import LayerNorm, Linear, Table
+from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
+
+
+class Link(nn.Module):
+    """State with hidden (B*T, D) -> State with hidden (B*T, Q, D)."""
+
+    def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_local: int, tensor: TensorParallel, backend: Backend) -> None:
+        super().__init__()
+        self.num_codebooks, self.mega_local = config.num_codebooks, mega_local
+        self.split = config.link == "split"
+        self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
+        self.linear = Linear(config.width // config.num_codebooks if self.split else config.width, config.width)
+        self.code = vocabulary_embedding(vocabulary_size, config.width, tensor)
+        self.level = Table(config.num_codebooks, config.width)
+
+    def context(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """The frame's part of the local input: (X, Q, D), or (X, 1, D) where every level gets the same."""
+        normed = self.norm(hidden_XD)
+        return self.linear(normed.unflatten(1, (self.num_codebooks, -1)) if self.split else normed.unsqueeze(1))
+
+    def level_input(self, context: torch.Tensor, level: int, previous_X: torch.Tensor | None) -> torch.Tensor:
+        """Local input of one level, (X, 1, D), from `context(h)` and the codes one level below (None for level 0)."""
+        if previous_X is None:
+            previous_X = torch.full(context.shape[:1], self.mega_local, dtype=torch.int64, device=context.device)
+        here = context[:, level if self.split else 0]
+        return (here + self.code(previous_X) + self.level.weight[level]).unsqueeze(1)
+
+    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """State -> State."""
+        now = State(*state)
+        shifted_XQ = F.pad(now.codes_BTQ.flatten(0, 1)[:, :-1], (1, 0), value=self.mega_local)
+        return now.with_hidden(self.context(now.hidden) + self.code(shifted_XQ) + self.level.weight)

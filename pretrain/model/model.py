@@ -1,0 +1,79 @@
+"""The multi-scale Transformer as one list of layers (design decision 2).
+
+Every engine runs the same layers: the plain forward loops over them, a pipeline slices them. Input: a Batch of packed documents as
+vocabulary ids. Output: loss sums by task and level, or logits; logits at (t, q) predict codes_BTQ[t, q] itself.
+"""
+
+import torch
+from torch import nn
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.data.vocabulary import Vocabulary
+from uniaudio.pretrain.model.blocks import GlobalBlock, LocalBlock
+from uniaudio.pretrain.model.embed import Embed
+from uniaudio.pretrain.model.head import Head
+from uniaudio.pretrain.model.init import initialize_parameters
+from uniaudio.pretrain.model.link import Link
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel
+
+
+class MultiScaleTransformer(nn.Module):
+    """Global Transformer over frames, local Transformer over the Q codes of each frame (paper, section Model).
+
+    Built in float32 on the CPU with the initial values of (`seed`, parameter name); move and cast it with `.to`. Under tensor
+    parallelism it holds this rank's part. `recompute` keeps only each block's input for the backward pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        *,
+        num_tasks: int = 1,
+        tensor_parallel: TensorParallel | None = None,
+        backend: Backend = "torch",
+        recompute: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        tensor = tensor_parallel or TensorParallel()
+        self.config, self.tensor_parallel, self.vocabulary_size = config, tensor, vocabulary.size
+        mega_global, mega_local = vocabulary.special("<mega_global>"), vocabulary.special("<mega_local>")
+        size = vocabulary.size
+        self.embed = Embed(config, vocabulary_size=size, mega_global=mega_global, tensor=tensor, backend=backend)
+        self.global_blocks = nn.ModuleList(
+            GlobalBlock(config, tensor=tensor, backend=backend, recompute=recompute) for _ in range(config.global_layers)
+        )
+        self.link = Link(config, vocabulary_size=size, mega_local=mega_local, tensor=tensor, backend=backend)
+        self.local_blocks = nn.ModuleList(
+            LocalBlock(config, tensor=tensor, backend=backend, recompute=recompute) for _ in range(config.local_layers)
+        )
+        self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, tensor=tensor, backend=backend)
+        initialize_parameters(self, seed=seed, config=config, tensor=tensor)
+
+    def named_layers(self) -> list[tuple[str, nn.Module]]:
+        """The layers in order under their canonical names; a layer's parameter is `<layer name>.<its own name>`."""
+        globals_ = [(f"global_blocks.{index}", block) for index, block in enumerate(self.global_blocks)]
+        locals_ = [(f"local_blocks.{index}", block) for index, block in enumerate(self.local_blocks)]
+        return [("embed", self.embed), *globals_, ("link", self.link), *locals_, ("head", self.head)]
+
+    def as_layers(self) -> list[nn.Module]:
+        """The layers in order: each takes and returns a tuple of tensors; the first takes `Batch.as_tuple()`."""
+        return [layer for _, layer in self.named_layers()]
+
+    def forward(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Batch.as_tuple() -> (loss_sums_KQ, counts_KQ), float32: nats summed over target codes, and their number."""
+        state = batch
+        for layer in self.as_layers():
+            state = layer(state)
+        loss_sums_KQ, counts_KQ = state
+        return loss_sums_KQ, counts_KQ
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """(B, T, Q, V): the prediction of every code from the codes before it. Differentiable on one process."""
+        state = batch.as_tuple()
+        for layer in self.as_layers()[:-1]:
+            state = layer(state)
+        rows, frames, _ = batch.codes_BTQ.shape
+        return self.head.logits(state[0]).unflatten(0, (rows, frames))

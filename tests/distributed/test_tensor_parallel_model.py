@@ -1,0 +1,94 @@
+"""Tensor parallel 2 (two gloo processes, megatron-core's layers) against one process: logits, losses, every gradient, generation."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "pretrain" / "model"))
+
+from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
+
+from uniaudio.configs.parallel import ParallelConfig
+from uniaudio.pretrain.model.decode import DecodeState, Prompt
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.parallel import layout as layout_module
+
+FORMS = {"paper": {**PAPER_FORM, "prefix_lm": True}, "released": RELEASED_FORM}
+Result = dict[str, torch.Tensor]
+
+
+def results(form: str, tensor) -> Result:
+    """Logits, loss sums, a step of generation, and every gradient as this rank holds it."""
+    model = MultiScaleTransformer(tiny_config(**FORMS[form]), VOCABULARY, num_tasks=2, tensor_parallel=tensor, seed=4)
+    batch = tiny_batch(8)
+    sums, counts = model(batch.as_tuple())
+    (sums * torch.arange(1.0, 7.0).view(2, 3)).sum().backward()
+    state = DecodeState(model, rows=1, max_frames=16)
+    state.prefill([Prompt(batch.codes_BTQ[0, :4])])
+    hidden = state.step(batch.codes_BTQ[0, 4:5])
+    found = {"logits": model.logits(batch).detach(), "sums": sums.detach(), "counts": counts, "hidden": hidden}
+    found["step"] = torch.stack([state.local_logits(hidden, batch.codes_BTQ[0, 5:6, :level]) for level in range(3)])
+    for name, parameter in model.named_parameters():
+        found[f"grad {name}"] = parameter.grad
+        found[f"value {name}"] = parameter.detach()
+        found[f"cut {name}"] = torch.tensor(getattr(parameter, "partition_dim", -1))
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}, "only parameters, under the same names"
+    model.load_state_dict(model.state_dict())
+    return found
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    layout = layout_module.initialize(ParallelConfig(tensor_parallel_size=2), torch.device("cpu"))
+    again = layout_module.initialize(ParallelConfig(tensor_parallel_size=2), torch.device("cpu"))
+    assert again == layout and (layout.rank, layout.tensor.rank, layout.tensor.size) == (rank, rank, 2)
+    assert (layout.data_parallel_rank, layout.data_parallel_size, layout.pipeline_rank) == (0, 1, 0)
+    for form in FORMS:
+        torch.save(results(form, layout.tensor), f"{folder}/{form}.{rank}.pt")
+    layout_module.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> dict[str, list[Result]]:
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    return {form: [torch.load(folder / f"{form}.{rank}.pt", weights_only=True) for rank in range(2)] for form in FORMS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_compute_what_one_does(form, ranks) -> None:
+    one = results(form, None)
+    for two in ranks[form]:
+        for name in ("logits", "sums", "counts", "hidden", "step"):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_gradient_and_value_is_a_slice_of_the_one_process_tensor(form, ranks) -> None:
+    one = results(form, None)
+    cuts = 0
+    for key, whole in one.items():
+        kind, _, name = key.partition(" ")
+        if kind not in ("grad", "value"):
+            continue
+        parts = [two[key] for two in ranks[form]]
+        dim = int(ranks[form][0][f"cut {name}"])
+        assert dim == int(one[f"cut {name}"]), name
+        cuts += dim >= 0
+        candidates = [torch.cat(parts, dim=dim)] if dim >= 0 else parts
+        for joined in candidates:
+            rows = min(joined.shape[0], whole.shape[0])  # the vocabulary is padded to 128 rows for one process, 256 for two
+            assert joined[rows:].abs().sum() == 0
+            scale = float(whole.abs().max())
+            torch.testing.assert_close(joined[:rows], whole[:rows], rtol=1e-5, atol=1e-5 * scale, msg=key)
+            assert kind == "grad" or torch.equal(joined[:rows], whole[:rows]), key
+    assert cuts == 2 * (3 + 6 * 4), "tables, and six cut parameters a block"

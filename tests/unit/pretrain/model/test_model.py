@@ -1,0 +1,154 @@
+"""The real model against the plain reference: logits, losses and the gradient of every parameter, in float64; causality; packing."""
+
+import itertools
+
+import pytest
+import torch
+from reference_model import reference
+from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
+
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+
+MEGA = (VOCABULARY.special("<mega_global>"), VOCABULARY.special("<mega_local>"))
+NUM_TASKS = 2
+
+
+def build(config: ModelConfig, *, seed: int = 0, **options) -> MultiScaleTransformer:
+    model = MultiScaleTransformer(config, VOCABULARY, num_tasks=NUM_TASKS, seed=seed, **options).double()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # biases and norms away from 0 and 1, where a wrong one would show nothing
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
+    return model
+
+
+@pytest.mark.parametrize("prefix_lm", [False, True])
+@pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM, {**PAPER_FORM, "gelu": "tanh"}], ids=["paper", "released", "tanh"])
+def test_logits_losses_and_every_gradient_equal_the_plain_reference(form, prefix_lm) -> None:
+    config = tiny_config(prefix_lm=prefix_lm, **form)
+    model, batch = build(config), tiny_batch(1)
+    parameters = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    logits, sums, counts = reference(parameters, batch, config, vocabulary_size=VOCABULARY.size, mega=MEGA, num_tasks=NUM_TASKS)
+    weights = torch.rand(sums.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (sums * weights).sum().backward()
+
+    model_sums, model_counts = model(batch.as_tuple())
+    (model_sums * weights).sum().backward()
+    torch.testing.assert_close(model.logits(batch), logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model_sums, sums, rtol=1e-9, atol=1e-9)
+    assert torch.equal(model_counts, counts) and counts.sum() == batch.target_count
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() > 0, f"{name} is never trained"
+        torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    batch, gradients = tiny_batch(3), []
+    for recompute in (False, True):
+        model = build(tiny_config(), recompute=recompute)
+        model(batch.as_tuple())[0].sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(kept, recomputed) for kept, recomputed in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM], ids=["paper", "released"])
+def test_a_prediction_depends_on_no_later_code_and_on_no_other_document(form, monkeypatch) -> None:
+    """Gradients of one logit row by the embedding of each input code: zero at and behind its own place, and outside its document."""
+    model, batch = build(tiny_config(**form)), tiny_batch(4)
+    batch = Batch(**{**batch.__dict__, "text_positions_BS": torch.full_like(batch.text_positions_BS, -1)})
+    inputs: dict[str, torch.Tensor] = {}
+
+    def watched(name):
+        lookup = torch.nn.functional.embedding
+
+        def forward(codes):
+            inputs[name] = lookup(codes, getattr(model, name).code.weight).detach().requires_grad_()
+            return inputs[name]
+
+        return forward
+
+    def frames(codes_XQ, positions_X, table, *, mode, backend):
+        vectors = watched("embed")(codes_XQ)
+        return (vectors.sum(1) if mode == "sum" else vectors.flatten(1)) + table[positions_X]
+
+    monkeypatch.setattr(model.embed.code, "frames", frames)
+    monkeypatch.setattr(model.link.code, "forward", watched("link"))
+    logits = model.logits(batch)
+    row, place, level, start, width = 0, 9, 1, 7, batch.codes_BTQ.shape[1]
+    logits[row, place, level].square().sum().backward()
+    by_frame = inputs["embed"].grad.abs().sum((1, 2)).view(2, width)
+    assert (by_frame[row, start : place + 1] > 0).all(), "frames of its document before it (shifted one right) all matter"
+    by_frame[row, start : place + 1] = 0
+    assert by_frame.sum() == 0
+    by_code = inputs["link"].grad.abs().sum(2).view(2, width, 3)
+    assert (by_code[row, place, : level + 1] > 0).all()
+    by_code[row, place, : level + 1] = 0
+    assert by_code.sum() == 0
+
+
+def single_documents(batch: Batch) -> list[tuple[int, int, Batch]]:
+    """Each document of a packed batch as a batch of its own, with its row and first frame."""
+    found = []
+    rows, frames, _ = batch.codes_BTQ.shape
+    for row in range(rows):
+        starts = [int(start) for start in batch.document_starts_BD[row] if start < frames] + [frames]
+        for index, (start, end) in enumerate(itertools.pairwise(starts)):
+            places = batch.text_positions_BS[row : row + 1]
+            inside = (places >= start) & (places < end)
+            single = Batch(
+                codes_BTQ=batch.codes_BTQ[row : row + 1, start:end],
+                target_mask_BTQ=batch.target_mask_BTQ[row : row + 1, start:end],
+                document_starts_BD=torch.tensor([[0]], dtype=torch.int32),
+                prefix_lengths_BD=batch.prefix_lengths_BD[row : row + 1, index : index + 1],
+                positions_BT=torch.arange(end - start, dtype=torch.int32).unsqueeze(0),
+                text_states_BSC=batch.text_states_BSC[row : row + 1],
+                text_positions_BS=torch.where(inside, places - start, -1),
+                task_ids_BD=batch.task_ids_BD[row : row + 1, index : index + 1],
+            )
+            found.append((row, start, single))
+    return found
+
+
+@pytest.mark.parametrize("prefix_lm", [False, True])
+def test_packed_documents_equal_the_same_documents_alone(prefix_lm) -> None:
+    model, batch = build(tiny_config(prefix_lm=prefix_lm)), tiny_batch(5)
+    packed, sums = model.logits(batch), model(batch.as_tuple())[0]
+    alone_sums = torch.zeros_like(sums)
+    for row, start, single in single_documents(batch):
+        length = single.codes_BTQ.shape[1]
+        torch.testing.assert_close(packed[row, start : start + length], model.logits(single)[0], rtol=1e-9, atol=1e-9)
+        alone_sums += model(single.as_tuple())[0]
+    torch.testing.assert_close(sums, alone_sums, rtol=1e-9, atol=1e-9)
+
+
+def test_layers_are_listed_once_under_the_names_of_their_parameters() -> None:
+    model = build(tiny_config())
+    names = [f"{layer}.{name}" for layer, module in model.named_layers() for name, _ in module.named_parameters()]
+    assert names == [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in model.named_layers()] == [
+        "embed", "global_blocks.0", "global_blocks.1", "link", "local_blocks.0", "local_blocks.1", "head",
+    ]  # fmt: skip
+
+
+def test_the_state_between_layers_can_cross_a_pipeline() -> None:
+    state, shapes = tiny_batch(6).as_tuple(), []
+    layers = build(tiny_config()).float().as_layers()
+    for layer in layers[:-1]:
+        state = layer(state)
+        assert type(state) is tuple
+        assert state[0].is_floating_point() and state[0].requires_grad and state[0].is_contiguous()
+        assert all(tensor.dtype in (torch.int32, torch.int64) for tensor in state[1:])
+        shapes.append(tuple(state[0].shape))
+    assert shapes == [(26, 48)] * 3 + [(26, 3, 48)] * 3
+    assert all(total.dtype == torch.float32 and total.shape == (2, 3) for total in layers[-1](state))
+
+
+def test_bfloat16_parameters_give_losses_in_float32_close_to_those_of_float32() -> None:
+    model, batch = build(tiny_config(init_std=0.05)).float(), tiny_batch(7)
+    exact = model(batch.as_tuple())[0].detach()
+    rounded = model.bfloat16()(batch.as_tuple())[0]
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)

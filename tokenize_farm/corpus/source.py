@@ -1,0 +1,116 @@
+"""What a source of recordings is: Debian packages, the files to unpack, and how to read them as recordings. And its rows.
+
+Owns `Recording`, `Source` and the way from one to manifest rows (length, parts of at most 30 s, split, licence). Fetches nothing.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import ceil
+from pathlib import Path, PurePosixPath
+
+from uniaudio.tokenize_farm.audio import MIN_SECONDS, BadAudio, audio_seconds
+from uniaudio.tokenize_farm.corpus.debian import sha256_of
+from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT, split_of
+from uniaudio.tokenize_farm.manifest import ManifestRow, make_id
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".g722")
+MAX_ROW_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded file. `name`, its stable name inside the source, decides id and split: it holds no version and no machine path."""
+
+    path: Path
+    name: str
+    kind: str
+    licence: str
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Recordings of one origin. `read` takes the folder each package was unpacked into."""
+
+    name: str
+    packages: tuple[str, ...]
+    read: Callable[[Mapping[str, Path]], Iterator[Recording]]
+    texts: tuple[str, ...] = field(default=())  # patterns of the files besides audio that `read` needs
+
+    @property
+    def purpose(self) -> str:
+        """Names the set of files this source unpacks: sources that want the same share one folder."""
+        return hashlib.sha256("\0".join((*AUDIO_SUFFIXES, *self.texts)).encode()).hexdigest()[:8]
+
+    def wanted(self, name: str) -> bool:
+        """Whether a file of a package is unpacked."""
+        suffix = PurePosixPath(name).suffix.lower()
+        return suffix in AUDIO_SUFFIXES or name.endswith("/copyright") or any(fnmatchcase(name, pattern) for pattern in self.texts)
+
+
+def manifest_rows(
+    source: str,
+    recordings: Iterable[Recording],
+    *,
+    origin: str,
+    dropped: Counter[str],
+    seen: set[str],
+    percent: int = HELD_OUT_PERCENT,
+    max_seconds: float = MAX_ROW_SECONDS,
+) -> Iterator[ManifestRow]:
+    """The rows of recordings, longer ones without text cut into equal parts. What is left out is counted in `dropped` by reason.
+
+    origin: what the rows name as their source (package and version). seen: SHA-256 of the files so far; a file of the same bytes is left
+    out, so that nothing held out is trained on under another name.
+    """
+    for recording in recordings:
+        try:
+            seconds = audio_seconds(recording.path)
+        except BadAudio as error:
+            dropped[error.reason] += 1
+            continue
+        if seconds < MIN_SECONDS:
+            dropped["too_short"] += 1
+            continue
+        digest = sha256_of(recording.path)
+        if digest in seen:
+            dropped["duplicate"] += 1
+            continue
+        seen.add(digest)
+        split = split_of(source, recording.name, kind=recording.kind, speaker=recording.speaker, percent=percent)
+        parts = 1 if recording.text else ceil(seconds / max_seconds)  # a text belongs to the whole
+        length = seconds / parts
+        for part in range(parts):
+            offset = round(part * length, 3)
+            yield ManifestRow(
+                id=make_id(f"{source}/{recording.name}", offset),
+                audio_filepath=str(recording.path),
+                offset=offset,
+                duration=round(min(length, seconds - offset), 3),
+                kind=recording.kind,  # type: ignore[arg-type]
+                text=recording.text,
+                speaker=recording.speaker,
+                language=recording.language,
+                caption=recording.caption,
+                licence=recording.licence,
+                source=origin,
+                split=split.name,
+                custom={"held_out": split.held_out} if split.held_out else {},
+            )
+
+
+def readable(name: str) -> str:
+    """A file name as words: `door2-open` -> `door open`."""
+    words = PurePosixPath(name).stem.replace("_", " ").replace("-", " ")
+    return " ".join("".join(" " if letter.isdigit() else letter for letter in words).split()).lower()
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Every audio file below `folder`, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())

@@ -1,0 +1,128 @@
+"""`uniaudio demo`: recordings -> farm -> training -> audio, by the same commands a user would type, and one table at the end.
+
+Owns the order of the commands and the table; every step is a command line of its own, so whatever the demo does can be repeated by hand.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Everything the demo writes lies below one folder."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def audio(self) -> Path:
+        return self.root / "audio"
+
+
+@click.command()
+@click.option(
+    "--out", default="work/demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything the demo makes."
+)
+@click.option(
+    "--audio-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Your own recordings instead of the demo corpus."
+)
+@click.argument("overrides", nargs=-1)
+def demo(out: Path, audio_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Walk the whole way on this machine: fetch recordings, tokenize, train, generate. OVERRIDES go to the training.
+
+    Example: uniaudio demo --out work/demo train.steps=100
+    """
+    folders = Folders(out)
+    console = Console(stderr=True)
+    seconds: dict[str, float] = {}
+    for name, words in _commands(folders, audio_dir, overrides):
+        console.rule(f"[bold]{name}")
+        started = perf_counter()
+        _run(words)
+        seconds[name] = perf_counter() - started
+    console.rule("[bold]generate")
+    started = perf_counter()
+    wavs = [_generate(folders, request) for request in _requests(folders)]
+    seconds["generate"] = perf_counter() - started
+    Console().print(_table(folders, seconds, wavs))
+
+
+def _commands(folders: Folders, audio_dir: Path | None, overrides: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    corpus = ["corpus", "demo", "--out", str(folders.corpus)]
+    if audio_dir is not None:
+        corpus += ["--audio-dir", str(audio_dir)]
+    tokenize = ["tokenize", "demo", f"manifest={folders.corpus / 'manifest.jsonl'}", f"output_dir={folders.shards}"]
+    train = ["train", "demo_cpu", f"data.shards={folders.shards}", f"train.output_dir={folders.run}", *overrides]
+    return [("corpus", corpus), ("tokenize", tokenize), ("train", train)]
+
+
+def _run(words: list[str]) -> None:
+    code = subprocess.run([sys.executable, "-m", "uniaudio", *words], check=False).returncode
+    if code:
+        raise UserError(
+            f"the demo stopped at: uniaudio {' '.join(words)}",
+            seen=f"exit code {code}",
+            remedy="mend what the line above says, then run it again",
+        )
+
+
+def _rows(folders: Folders) -> list[dict[str, Any]]:
+    lines = (folders.corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _requests(folders: Folders) -> list[tuple[str, list[str]]]:
+    """(name, options of `generate`): a held-out sentence by its own speaker, and a described sound, where the corpus has them."""
+    rows = _rows(folders)
+    requests = []
+    spoken = [row for row in rows if row.get("kind", "speech") == "speech" and row.get("text") and len(row["text"]) > 20]
+    if len(spoken) >= 2:
+        first, other = spoken[0], next((row for row in spoken[1:] if row.get("speaker") == spoken[0].get("speaker")), spoken[1])
+        prompt = folders.corpus / other["audio_filepath"]
+        words = ["--task", "tts", "--text", first["text"], "--language", first.get("language") or "en", "--prompt", str(prompt)]
+        requests.append(("speech", words))
+    described = [row["caption"] for row in rows if row.get("kind") == "sound" and row.get("caption")]
+    if described:
+        requests.append(("sound", ["--task", "sound", "--text", described[0], "--max-seconds", "4"]))
+    return requests
+
+
+def _generate(folders: Folders, request: tuple[str, list[str]]) -> str:
+    name, words = request
+    wav = folders.audio / f"{name}.wav"
+    _run(["generate", "--checkpoint", str(folders.run), *words, "--out", str(wav)])
+    return str(wav)
+
+
+def _table(folders: Folders, seconds: dict[str, float], wavs: list[str]) -> Table:
+    """Clips by class, drops by reason, farm speed, losses beside the unigram entropy, wavs, the MLflow command."""
+    table = Table("what", "result", title="uniaudio demo", title_justify="left")
+    for what, result in [*_farm_lines(folders), *_training_lines(folders)]:
+        table.add_row(what, result)
+    for wav in wavs:
+        table.add_row("audio to hear", f"{wav} (picture: {Path(wav).with_suffix('.png').name})")
+    table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    table.add_row("MLflow", f"mlflow ui --backend-store-uri sqlite:///{(folders.root / 'mlflow.db').resolve()}")
+    return table
