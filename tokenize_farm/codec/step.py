@@ -134,12 +134,11 @@ class CodecStep:
         real, fake = [v[:clips] for v in verdicts], [v[clips:] for v in verdicts]
         loss = discriminator_loss(real, fake)
         parameters = list(self.discriminators.parameters())
-        grads = torch.autograd.grad(loss, parameters, retain_graph=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss, retain_graph=True, inputs=parameters)
         adversarial = adversarial_loss(fake)
         features = feature_loss([[x[:clips] for x in layers] for layers in inner], [[x[clips:] for x in layers] for layers in inner])
         (gradient,) = torch.autograd.grad(losses.adversarial * adversarial + losses.features * features, decoded)
-        for parameter, grad in zip(parameters, grads):
-            parameter.grad = grad
         torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
         self.discriminator_optimizer.step()
         return gradient, [loss, adversarial, features]

@@ -38,6 +38,9 @@ class CodecTraining:
         self.output = Path(config.output_dir)
         self.step, self.seconds = 0, 0.0
         torch.manual_seed(config.train.seed)
+        if device.type == "cuda":  # mel filters and code search in TF32: training only
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
         data = PackedRecordings(config.data, config.data.segment_frames * config.model.hop, device)
         self.work = CodecStep(config, data, device)
         if (self.output / "state.pt").exists():
@@ -100,7 +103,7 @@ class CodecTraining:
             "steps": str(self.step),
             "minutes": f"{self.seconds / 60:.1f}",
             "torch": torch.__version__,
-            "device": _device_name(self.device),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU",
         }
         save_codec(self.output / "codec.safetensors", self.work.average, notes=notes)
 
@@ -112,4 +115,3 @@ class CodecTraining:
         self.step, self.seconds = state["step"], state["seconds"]
         self.work.load_state(state["work"])
         log.info("resumed at step %d after %.1f minutes", self.step, self.seconds / 60)
-
