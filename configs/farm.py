@@ -31,6 +31,7 @@ class FarmConfig(Section):
     output_dir: str
     tokenizers: dict[str, TokenizerConfig] = Field(..., min_length=1)
     clips_per_unit: int = Field(256, ge=1)
+    batch_seconds: float = Field(120.0, gt=0, description="audio a worker holds decoded at once: bounds its memory")
     held_out_fraction: float = Field(
         0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid"
     )
@@ -42,4 +43,4 @@ class FarmConfig(Section):
     retries: int = Field(3, ge=0, description="tries again of a unit whose worker died")
     max_dropped_fraction: float = Field(0.5, ge=0, le=1, description="failure budget: above this share of dropped clips the run fails")
     seed: int = Field(0, ge=0)
-    experiment: str = "uniaudio-farm"
+    experiment: str = Field("uniaudio-farm", description="MLflow experiment")

@@ -26,6 +26,18 @@ def check_run(run: RunConfig) -> None:
     model, parallel = run.model, run.parallel
     _must_divide("model.num_heads", model.num_heads, "model.width", model.width)
     _must_divide("model.local_num_heads", model.local_heads, "model.width", model.width)
+    for key, heads in (("model.num_heads", model.num_heads), ("model.local_num_heads", model.local_heads)):
+        if (head_dim := model.width // heads) % 8:
+            raise UserError(
+                f"{key}: the width of a head is no multiple of 8", seen=f"{model.width} / {heads} = {head_dim}", allowed="8, 16, 24, ..."
+            )
+    if model.prefix_lm and run.data.loss_on == "all":
+        raise UserError(
+            "model.prefix_lm with data.loss_on all: conditions would see the codes that they are to predict",
+            seen="loss_on all",
+            allowed="loss_on target",
+            remedy="set data.loss_on=target or model.prefix_lm=false",
+        )
     if model.embedding == "concat" or model.link == "split":
         _must_divide("model.num_codebooks", model.num_codebooks, "model.width (embedding: concat, link: split)", model.width)
     tensor = parallel.tensor_parallel_size
@@ -49,7 +61,19 @@ def check_run(run: RunConfig) -> None:
             allowed=f"up to {model.max_positions}",
             remedy="shorter rows or a longer table of positions",
         )
-    if run.train.device == "cpu" and run.train.precision == "bf16" and run.parallel.zero_stage == 0 and parallel.world_size > 1:
-        raise UserError("train.precision bf16 on CPU needs parallel.zero_stage >= 1", seen="zero_stage 0", allowed="1, 2, 3")
+    if model.prefix_lm and run.data.loss_on == "all":
+        raise UserError(
+            "data.loss_on all counts conditions, which model.prefix_lm lets the model see beforehand",
+            seen="loss_on all",
+            allowed="target",
+            remedy="set data.loss_on=target or model.prefix_lm=false",
+        )
+    if run.train.precision == "bf16" and parallel.zero_stage == 0:
+        raise UserError(
+            "train.precision bf16 needs the fp32 master weights of parallel.zero_stage 1 or more",
+            seen="parallel.zero_stage 0",
+            allowed="1, 2, 3",
+            remedy="set parallel.zero_stage=1: it costs nothing on one data-parallel rank",
+        )
     if run.parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")

@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,13 @@ class ShardIndex:
 
     def view_number(self, view: str) -> int:
         """Column of `view` in `offsets` and `shapes`; KeyError for a view that no clip of the shard has."""
-        found = np.flatnonzero(self.views == view)
-        if len(found) == 0:
+        if view not in self._view_numbers:
             raise KeyError(f"no view {view!r} in this shard; it has {', '.join(self.views.tolist())}")
-        return int(found[0])
+        return self._view_numbers[view]
+
+    @cached_property
+    def _view_numbers(self) -> dict[str, int]:
+        return {view: number for number, view in enumerate(self.views.tolist())}
 
     def has(self, clip: int, view: str) -> bool:
         """Whether clip number `clip` carries `view`."""

@@ -19,11 +19,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
+    "jobs": ("uniaudio.cluster.cli", "jobs", "List, follow and cancel what was submitted."),
 }
 
 # Third-party packages a command may miss, with the extra that brings them.
 EXTRAS = {
     "ray": "farm",
+    "jinja2": "cluster",
     "soundfile": "farm",
     "soxr": "farm",
     "transformers": "farm",

@@ -22,7 +22,11 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor, *, approximate: Literal["exac
         raise fault("bias_gelu", "shape of x", seen=tuple(x.shape), allowed="(..., F) with F of 1 or more")
     check_shape("bias_gelu", "bias", bias, (x.shape[-1],))
     check_contiguous("bias_gelu", x=x, bias=bias)
-    return reference.bias_gelu(x, bias, approximate)
+    if backend == "torch":
+        return reference.bias_gelu(x, bias, approximate)
+    from uniaudio.kernels.activation.triton_kernels import BiasGelu  # here: the torch path works without Triton
+
+    return BiasGelu.apply(x, bias, approximate == "exact")
 
 
 def swiglu(gate_up: torch.Tensor, *, backend: Backend) -> torch.Tensor:
@@ -32,4 +36,8 @@ def swiglu(gate_up: torch.Tensor, *, backend: Backend) -> torch.Tensor:
     if gate_up.dim() == 0 or gate_up.shape[-1] < 2 or gate_up.shape[-1] % 2:
         raise fault("swiglu", "shape of gate_up", seen=tuple(gate_up.shape), allowed="(..., 2F)")
     check_contiguous("swiglu", gate_up=gate_up)
-    return reference.swiglu(gate_up)
+    if backend == "torch":
+        return reference.swiglu(gate_up)
+    from uniaudio.kernels.activation.triton_kernels import SwiGlu
+
+    return SwiGlu.apply(gate_up)

@@ -53,4 +53,8 @@ def frame_embedding(
         check_shape(OP, "positions_X", positions_X, (codes_XQ.shape[0],))
         check_shape(OP, "position_table_PD", position_table_PD, (None, width))
     check_contiguous(OP, codes_XQ=codes_XQ, table_VE=table_VE, positions_X=positions_X, position_table_PD=position_table_PD)
-    return reference.frame_embedding(codes_XQ, table_VE, positions_X, position_table_PD, mode)
+    if backend == "torch":
+        return reference.frame_embedding(codes_XQ, table_VE, positions_X, position_table_PD, mode)
+    from uniaudio.kernels.embedding.triton_kernels import FrameEmbedding  # here: the torch path works without Triton
+
+    return FrameEmbedding.apply(codes_XQ, table_VE, positions_X, position_table_PD, mode == "concat")

@@ -14,7 +14,9 @@ MAX_WIDTH = 16_384
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend) -> torch.Tensor:
     """LayerNorm of x (..., D) with statistics in float32. Raises ValueError on wrong dtype, device, shape or stride."""
     _check("layer_norm", backend, x, None, weight, bias)
-    return reference.layer_norm(x, weight, bias, eps)
+    if backend == "torch":
+        return reference.layer_norm(x, weight, bias, eps)
+    return _add_norm(x, None, weight, bias, eps)[0]
 
 
 def add_layer_norm(
@@ -22,14 +24,18 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(LayerNorm(x + residual), x + residual): the residual stream and its norm for the next layer, read and written once."""
     _check("add_layer_norm", backend, x, residual, weight, bias)
-    total = x + residual
-    return reference.layer_norm(total, weight, bias, eps), total
+    if backend == "torch":
+        total = x + residual
+        return reference.layer_norm(total, weight, bias, eps), total
+    return _add_norm(x, residual, weight, bias, eps)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: Backend) -> torch.Tensor:
     """RMSNorm of x (..., D) with statistics in float32."""
     _check("rms_norm", backend, x, None, weight, None)
-    return reference.rms_norm(x, weight, eps)
+    if backend == "torch":
+        return reference.rms_norm(x, weight, eps)
+    return _add_norm(x, None, weight, None, eps)[0]
 
 
 def add_rms_norm(
@@ -37,8 +43,18 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x + residual), x + residual)."""
     _check("add_rms_norm", backend, x, residual, weight, None)
-    total = x + residual
-    return reference.rms_norm(total, weight, eps), total
+    if backend == "torch":
+        total = x + residual
+        return reference.rms_norm(total, weight, eps), total
+    return _add_norm(x, residual, weight, None, eps)
+
+
+def _add_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from uniaudio.kernels.norm.triton_kernels import AddNorm  # here: the torch path works without Triton
+
+    return AddNorm.apply(x, residual, weight, bias, eps)
 
 
 def _check(op: str, backend: str, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -50,7 +50,11 @@ def varlen_attention(
     check_integer(OP, (torch.int32, torch.int64), document_starts_BD=document_starts_BD, prefix_lengths_BD=prefix_lengths_BD)
     if not document_starts_BD.is_cuda:
         _check_boundaries(document_starts_BD, prefix_lengths_BD, frames)
-    return reference.varlen_attention(qkv_BTN3H, document_starts_BD, prefix_lengths_BD)
+    if backend == "torch":
+        return reference.varlen_attention(qkv_BTN3H, document_starts_BD, prefix_lengths_BD)
+    from uniaudio.kernels.varlen_attention.autograd import VarlenAttention  # here: the torch path works without Triton
+
+    return VarlenAttention.apply(qkv_BTN3H, document_starts_BD, prefix_lengths_BD)
 
 
 def _check_boundaries(document_starts_BD: torch.Tensor, prefix_lengths_BD: torch.Tensor | None, frames: int) -> None:

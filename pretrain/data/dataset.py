@@ -7,6 +7,7 @@ loader's business.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -90,15 +91,15 @@ class BatchAssembler:
         self._prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
 
     def batch(self, rows: Sequence[Row | None]) -> Batch:
-        """One micro-batch; None stands for a row of padding only."""
-        B, T, Q = len(rows), self.data.frames_per_row, self.model.num_codebooks
+        """One micro-batch of rows_per_micro_batch rows; None stands for a row of padding only."""
+        B, T, Q = self.data.rows_per_micro_batch, self.data.frames_per_row, self.model.num_codebooks
         D, S = self.data.max_documents_per_row, self.data.max_text_states_per_row
         codes = np.empty((B, T, Q), np.int64)
         mask = np.zeros((B, T, Q), np.int8)
         starts = np.full((B, D), T, np.int32)
         prefixes = np.zeros((B, D), np.int32)
         positions = np.empty((B, T), np.int32)
-        states = np.zeros((B, S, self.model.text_width), np.float32)
+        states: np.ndarray | None = None  # made with the first text: zeroing megabytes costs as much as building the documents
         state_positions = np.full((B, S), -1, np.int32)
         task_ids = np.full((B, D), -1, np.int32)
         for b, row in enumerate(rows):
@@ -113,16 +114,24 @@ class BatchAssembler:
                 start, end = end, end + int(documents.frames[place])
                 starts[b, d] = start
                 text, at, prefixes[b, d] = self._fill(plan, place, codes[b, start:end], mask[b, start:end])
-                states[b, taken : taken + len(at)] = text if len(at) else 0
-                state_positions[b, taken : taken + len(at)] = at + start
-                taken += len(at)
+                if len(at):
+                    states = np.zeros((B, S, self.model.text_width), np.float32) if states is None else states
+                    states[b, taken : taken + len(at)] = text
+                    state_positions[b, taken : taken + len(at)] = at + start
+                    taken += len(at)
             codes[b, end:] = self._pad
             if end < T:
                 starts[b, len(places)] = end
             opened = starts[b, : len(places) + (end < T)]
             positions[b] = np.arange(T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=T))
-        arrays = (codes, mask, starts, prefixes, positions, states, state_positions, task_ids)
-        return Batch(*(torch.from_numpy(array) for array in arrays))
+        text_states = self.no_states if states is None else torch.from_numpy(states)
+        before, after = (codes, mask, starts, prefixes, positions), (state_positions, task_ids)
+        return Batch(*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after))
+
+    @cached_property
+    def no_states(self) -> torch.Tensor:
+        """(B, S, C) text states of every micro-batch without text: zeros, shared by all of them, so never to be written to."""
+        return torch.zeros(self.data.rows_per_micro_batch, self.data.max_text_states_per_row, self.model.text_width)
 
     def key(self, plan: EpochPlan, place: int) -> str:
         """`tts/train-000003/KEY`: the document's name in logs."""

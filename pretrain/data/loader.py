@@ -20,6 +20,7 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.clips import load_clips
 from uniaudio.pretrain.data.dataset import BatchAssembler, Row
 from uniaudio.pretrain.data.plan import Planner
+from uniaudio.pretrain.data.transfer import PackedBatches, pack, unpack
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
@@ -51,13 +52,18 @@ class Loader:
         self.planner, self.assembler, self.position, self.workers = planner, assembler, position, workers
         self.rank, self.ranks, self.accumulation = data_parallel_rank, data_parallel_size, gradient_accumulation
         self.micro_rows = planner.data.rows_per_micro_batch
-        self._prefetched: Iterator[list[Batch] | UserError] | None = None
+        self._prefetched: Iterator[PackedBatches | UserError] | None = None
         self._next_step = -1
 
     @property
     def rows_per_step(self) -> int:
         """R: rows of one step over all ranks."""
         return self.micro_rows * self.accumulation * self.ranks
+
+    @property
+    def fingerprint(self) -> str:
+        """What a data position belongs to (`Planner.fingerprint`): under another one, row N is another row."""
+        return self.planner.fingerprint
 
     def first_row(self, step: int) -> int:
         """Number in the endless sequence of the first row of `step`."""
@@ -75,10 +81,10 @@ class Loader:
         if self._prefetched is None or step != self._next_step:
             self._prefetched = self._prefetch(step)
         self._next_step = step + 1
-        batches = next(self._prefetched)
-        if isinstance(batches, UserError):
-            raise batches
-        return batches
+        packed = next(self._prefetched)
+        if isinstance(packed, UserError):
+            raise packed
+        return unpack(packed, self.assembler.no_states)
 
     def make_step(self, step: int) -> list[Batch]:
         """`step_batches` without prefetching."""
@@ -86,7 +92,7 @@ class Loader:
         slices = [first + (micro * self.ranks + self.rank) * self.micro_rows for micro in range(self.accumulation)]
         return [self.assembler.batch([self.planner.locate(start + row) for row in range(self.micro_rows)]) for start in slices]
 
-    def _prefetch(self, step: int) -> Iterator[list[Batch] | UserError]:
+    def _prefetch(self, step: int) -> Iterator[PackedBatches | UserError]:
         self.planner.locate(self.first_row(step))  # before the fork, so that every worker has the plan
         return iter(
             DataLoader(
@@ -137,15 +143,15 @@ class Loader:
         self.assembler.close()
 
 
-class _Steps(Dataset[list[Batch] | UserError]):
+class _Steps(Dataset[PackedBatches | UserError]):
     """Steps by number. A UserError is handed over as a value, so that it stays one line; anything else is raised by torch."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getitem__(self, step: int) -> list[Batch] | UserError:
+    def __getitem__(self, step: int) -> PackedBatches | UserError:
         try:
-            return self.loader.make_step(step)
+            return pack(self.loader.make_step(step), self.loader.assembler.no_states)
         except UserError as error:
             return error
 

@@ -4,8 +4,12 @@ Reads no array data: lengths come from the indexes. Knows nothing of ranks, work
 R rows, D documents, N clips.
 """
 
+import bisect
+import hashlib
+import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -84,13 +88,15 @@ class Planner:
         self.tasks = load_tasks(data.tasks)
         self.prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
         self.lacking: dict[str, dict[str, int]] = {}
-        self._speaker_clips = _clips_of_speaker(clips)
+        voices = _voices(clips)
+        self._has_company = (voices >= 0) & (np.bincount(voices + 1, minlength=1)[voices + 1] > 1)
         self._eligible = [self._clips_for(task) for task in self.tasks]
         self._check_shapes(model)
         self._check_tasks()
         self.repeats = self._repeats()
         self._plans: dict[int, EpochPlan] = {}
         self._rows_before = [0]
+        self._lock = threading.RLock()  # a trainer reads ahead in a thread while it asks for the documents of the step before
 
     def _clips_for(self, task: TaskConfig) -> np.ndarray:
         """Numbers of the clips that serve `task`; counts why the others of its kinds do not."""
@@ -102,9 +108,8 @@ class Planner:
             reasons[f"no view {view}"] = int((eligible & ~has).sum())
             eligible &= has
         if task.needs_prompt:
-            has = self._speaker_clips > 1
-            reasons["no other clip of the speaker"] = int((eligible & ~has).sum())
-            eligible &= has
+            reasons["no other clip of the speaker"] = int((eligible & ~self._has_company).sum())
+            eligible &= self._has_company
         self.lacking[task.name] = {reason: count for reason, count in reasons.items() if count}
         return np.flatnonzero(eligible)
 
@@ -156,20 +161,33 @@ class Planner:
         repeats = shares / shares.sum() * frames.sum() / np.maximum(frames, 1)
         return [round(repeat * _COPY_UNIT) / _COPY_UNIT for repeat in repeats.tolist()]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that the order of documents depends on: only under an equal one does a checkpoint's row mean the same."""
+        data = self.data.model_dump_json(exclude={"shards", "tasks", "workers", "verify", "rows_per_micro_batch", "loss_on"})
+        digest = hashlib.sha256("\n".join([data, *(task.model_dump_json() for task in self.tasks)]).encode())
+        for paths, index in zip(self.clips.paths, self.clips.indexes):
+            digest.update(paths.name.encode())
+            for column in (index.keys, index.speakers, index.kinds, index.views, index.shapes):
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of `epoch`; the last two are kept."""
-        if epoch not in self._plans:
-            while len(self._plans) > 1:
-                del self._plans[min(self._plans)]
-            self._plans[epoch] = self._make(epoch)
-        return self._plans[epoch]
+        with self._lock:
+            if epoch not in self._plans:
+                while len(self._plans) > 1:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = self._make(epoch)
+            return self._plans[epoch]
 
     def locate(self, row: int) -> tuple[EpochPlan, int]:
         """The epoch that row `row` of the endless sequence lies in, and its number inside."""
-        while self._rows_before[-1] <= row:
-            self._rows_before.append(self._rows_before[-1] + self.plan(len(self._rows_before) - 1).num_rows)
-        epoch = int(np.searchsorted(self._rows_before, row, side="right")) - 1
-        return self.plan(epoch), row - self._rows_before[epoch]
+        with self._lock:
+            while self._rows_before[-1] <= row:
+                self._rows_before.append(self._rows_before[-1] + self.plan(len(self._rows_before) - 1).num_rows)
+            epoch = bisect.bisect_right(self._rows_before, row) - 1
+            return self.plan(epoch), row - self._rows_before[epoch]
 
     def _make(self, epoch: int) -> EpochPlan:
         left_out: Counter[str] = Counter()
@@ -251,19 +269,19 @@ def rows_of_prompt(clips: ClipTable, prompt: np.ndarray) -> np.ndarray:
     return np.where(prompt >= 0, clips.rows_of("audio")[prompt], 0).astype(np.int64)
 
 
-def _clips_of_speaker(clips: ClipTable) -> np.ndarray:
-    """(N,) how many clips with audio the clip's speaker has; 0 where the speaker is unknown."""
-    counted = (clips.speakers >= 0) & (clips.rows_of("audio") > 0)
-    counts = np.bincount(clips.speakers[counted], minlength=int(clips.speakers.max()) + 1)
-    return np.where(clips.speakers >= 0, counts[clips.speakers], 0) if len(counts) else np.zeros(len(clips), np.int64)
+def _voices(clips: ClipTable) -> np.ndarray:
+    """(N,) speaker and kind as one number, so that speech is prompted by speech and singing by singing; -1 without speaker or audio."""
+    usable = (clips.speakers >= 0) & (clips.rows_of("audio") > 0)
+    return np.where(usable, clips.speakers.astype(np.int64) * len(KINDS) + clips.kinds, -1)
 
 
 class _Neighbours:
     """Draws another clip of the same speaker: from the same block where it holds one (read anyway), else from the whole split."""
 
     def __init__(self, clips: ClipTable, block_of_clip: np.ndarray) -> None:
-        candidates = np.flatnonzero((clips.speakers >= 0) & (clips.rows_of("audio") > 0))
-        speaker, block = clips.speakers[candidates], block_of_clip[candidates]
+        voices = _voices(clips)
+        candidates = np.flatnonzero(voices >= 0)
+        speaker, block = voices[candidates], block_of_clip[candidates]
         order = np.lexsort((block, speaker))
         self._order, speaker, block = candidates[order], speaker[order], block[order]
         self._place = np.full(len(clips), -1, np.int64)

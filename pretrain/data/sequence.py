@@ -34,6 +34,40 @@ class Sequence:
     prefix_length: int
 
 
+_NO_STATES, _NO_POSITIONS = np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment with its ids looked up.
+
+    form: how its view becomes frames: text states; audio codes; audio codes with some MASKED; phones held over their durations; the first
+    column; a vector. offsets: (Q,) for audio, else (1,): added to raw codes. entries: raw codes are below it.
+    """
+
+    segment: SegmentConfig
+    key: str
+    start: int
+    stop: int
+    form: Literal["states", "audio", "masked", "held", "first", "vector"]
+    offsets: np.ndarray
+    entries: int
+
+
+def _part(segment: SegmentConfig, vocabulary: Vocabulary, num_codebooks: int) -> _Part:
+    edges = (vocabulary.special(segment.start), vocabulary.special(segment.end))
+    if segment.modality == CONTINUOUS:
+        return _Part(segment, segment.key, *edges, "states", np.zeros(1, np.int64), 0)
+    if segment.modality == "audio":
+        levels = [vocabulary.audio_level(level) for level in range(num_codebooks)]
+        offsets = np.array([level.start for level in levels], np.int64)
+        return _Part(segment, segment.key, *edges, "masked" if segment.draw == "masked" else "audio", offsets, len(levels[0]))
+    span = vocabulary.modality(segment.modality)
+    phones = segment.view.split(".")[0] == "phone"
+    form: Literal["held", "first", "vector"] = "held" if segment.durations == "keep" else "first" if phones else "vector"
+    return _Part(segment, segment.key, *edges, form, np.array([span.start], np.int64), len(span))
+
+
 class SequenceBuilder:
     """Builds and reverts the documents of one task under one vocabulary; ids are looked up once.
 
@@ -53,17 +87,10 @@ class SequenceBuilder:
                 remedy="load_vocabulary(name, num_codebooks)",
             )
         self.task, self.vocabulary, self.num_codebooks, self.loss_on, self.prefix_lm = task, vocabulary, num_codebooks, loss_on, prefix_lm
-        levels = [vocabulary.audio_level(level) for level in range(num_codebooks)]
-        self._audio_offsets = np.array([level.start for level in levels], np.int64)
-        self._entries = {name: entries for name, _, entries, _ in vocabulary.ranges}
-        self._offsets = {name: vocabulary.modality(name).start for name, *_ in vocabulary.ranges}
-        self._edges = [(vocabulary.special(segment.start), vocabulary.special(segment.end)) for segment in task.segments]
-        self._head = np.array([vocabulary.special("<start>"), vocabulary.special(task.token)], np.int64)
+        self._parts = [_part(segment, vocabulary, num_codebooks) for segment in task.segments]
+        self._head = np.array([[vocabulary.special("<start>")], [vocabulary.special(task.token)]], np.int64)
         self._end = vocabulary.special("<end>")
         self._continuous = vocabulary.special("<continuous_token>")
-        for segment in task.segments:
-            if segment.modality != CONTINUOUS:
-                vocabulary.modality(segment.modality)
 
     def build(self, views: Mapping[str, np.ndarray], *, target_frames: int | None = None, clip: str = "clip") -> Sequence:
         """The document; `target_frames` cuts the target (and what follows it). UserError names `clip` and the view at fault."""
@@ -75,8 +102,9 @@ class SequenceBuilder:
 
     def frames(self, views: Mapping[str, np.ndarray], target_frames: int | None = None, *, clip: str = "clip") -> int:
         """L of the document that `build` makes."""
-        rows = {segment.key: _view(views, segment, self.task, clip).shape[0] for segment in self.task.segments}
-        return document_frames(self.task, rows, min(rows[self.task.target.key], target_frames or rows[self.task.target.key]))
+        rows = {part.key: _view(views, part, self.task, clip).shape[0] for part in self._parts}
+        whole = rows[self.task.target.key]
+        return document_frames(self.task, rows, whole if target_frames is None else min(whole, target_frames))
 
     def fill(
         self, views: Mapping[str, np.ndarray], codes_LQ: np.ndarray, mask_LQ: np.ndarray, *, target_frames: int | None, clip: str = "clip"
@@ -85,85 +113,77 @@ class SequenceBuilder:
 
         Returns text states, text positions and the prefix length, as in Sequence.
         """
-        rows = _view(views, self.task.target, self.task, clip).shape[0]
+        part = self._parts[-1]
+        rows = _view(views, part, self.task, clip).shape[0]
         target = rows if target_frames is None else min(rows, target_frames)
-        states, positions, end = self._fill_conditions(views, codes_LQ, target, clip)
-        start = end
-        codes_LQ[start - 1] = self._edges[-1][0]
+        states, positions, start = self._fill_conditions(views, codes_LQ, target, clip)
         end = start + target
-        codes_LQ[start:end] = self._content(self.task.target, views, target, clip)
-        codes_LQ[end] = self._edges[-1][1]
-        codes_LQ[end + 1] = self._end
         if end + 2 != codes_LQ.shape[0]:
             raise ValueError(f"{clip}: {end + 2} frames written into {codes_LQ.shape[0]}")
+        self._write(part, views[part.key], codes_LQ[start:end], clip)
+        codes_LQ[end] = part.stop
+        codes_LQ[end + 1] = self._end
         counted_end = end + 2 if target == rows else end
         mask_LQ[0 if self.loss_on == "all" else start : counted_end] = 1
         return states, positions, start if self.prefix_lm else 0
 
     def prompt(self, views: Mapping[str, np.ndarray], *, clip: str = "clip") -> Sequence:
         """The document up to its target's start token, for generation; no target is needed and nothing is counted by the loss."""
-        rows = [_view(views, segment, self.task, clip).shape[0] for segment in self.task.conditions]
         lengths = []
-        for segment, count in zip(self.task.conditions, rows):
-            keep = segment.durations == "keep"
-            lengths.append(int(_durations(views[segment.key], clip).sum()) if keep else segment_frames(segment, count, count))
-        free = max(lengths, default=0)
-        frames = GLOBAL_FRAMES + SEGMENT_FRAMES * len(lengths) + sum(lengths)
-        codes = np.empty((frames, self.num_codebooks), np.int64)
-        states, positions, end = self._fill_conditions(views, codes, free, clip, lengths)
-        codes[end - 1] = self._edges[-1][0]
+        for part in self._parts[:-1]:
+            view = _view(views, part, self.task, clip)
+            rows = view.shape[0]
+            lengths.append(int(_durations(view, clip).sum()) if part.form == "held" else segment_frames(part.segment, rows, rows))
+        codes = np.empty((GLOBAL_FRAMES + SEGMENT_FRAMES * len(lengths) + sum(lengths), self.num_codebooks), np.int64)
+        states, positions, end = self._fill_conditions(views, codes, 0, clip, lengths)
         return Sequence(codes, np.zeros(codes.shape, np.int8), states, positions, end if self.prefix_lm else 0)
 
     def _fill_conditions(
         self, views: Mapping[str, np.ndarray], codes_LQ: np.ndarray, target: int, clip: str, lengths: list[int] | None = None
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Writes the head and the conditions; the last value is the first frame behind the target's (not yet written) start token."""
-        codes_LQ[:2] = self._head[:, None]
+        """Writes everything before the target's codes; returns text states, their positions, and the frame where the target begins."""
+        codes_LQ[:2] = self._head
         end = 2
         states, positions = [], []
-        for index, segment in enumerate(self.task.conditions):
-            view = _view(views, segment, self.task, clip)
-            count = lengths[index] if lengths else segment_frames(segment, view.shape[0], target)
-            start, stop = self._edges[index]
-            codes_LQ[end] = start
-            codes_LQ[end + 1 + count] = stop
-            inside = slice(end + 1, end + 1 + count)
-            if segment.modality == CONTINUOUS:
-                codes_LQ[inside] = self._continuous
+        for index, part in enumerate(self._parts[:-1]):
+            view = _view(views, part, self.task, clip)
+            count = lengths[index] if lengths else segment_frames(part.segment, view.shape[0], target)
+            start, end = end + 1, end + 1 + count
+            codes_LQ[start - 1] = part.start
+            codes_LQ[end] = part.stop
+            if part.form == "states":
+                codes_LQ[start:end] = self._continuous
                 states.append(view[:count])
-                positions.append(np.arange(inside.start, inside.stop, dtype=np.int32))
+                positions.append(np.arange(start, end, dtype=np.int32))
             else:
-                codes_LQ[inside] = self._content(segment, views, count, clip)
-            end = inside.stop + 1
+                self._write(part, view, codes_LQ[start:end], clip)
+            end += 1
+        codes_LQ[end] = self._parts[-1].start
         if not states:
-            return np.zeros((0, 0), np.float16), np.zeros(0, np.int32), end + 1
+            return _NO_STATES, _NO_POSITIONS, end + 1
         return np.concatenate(states), np.concatenate(positions), end + 1
 
-    def _content(self, segment: SegmentConfig, views: Mapping[str, np.ndarray], count: int, clip: str) -> np.ndarray:
-        """Ids of a segment's frames, (count, Q) or (count, 1); refuses codes outside their codebook."""
-        view = views[segment.key]
-        entries = self._entries[segment.modality]
-        if segment.modality == "audio":
+    def _write(self, part: "_Part", view: np.ndarray, out_LQ: np.ndarray, clip: str) -> None:
+        """Writes the ids of a segment's first L rows; refuses codes outside their codebook."""
+        count = out_LQ.shape[0]
+        if part.form in ("audio", "masked"):
             if view.shape[1] < self.num_codebooks:
                 raise UserError(
-                    f"{clip}: view {segment.view} has fewer levels than model.num_codebooks",
+                    f"{clip}: view {part.segment.view} has fewer levels than model.num_codebooks",
                     seen=view.shape[1],
                     allowed=f"at least {self.num_codebooks}",
                     remedy="tokenize with more levels, or train with fewer codebooks",
                 )
             codes = view[:count, : self.num_codebooks]
-            if segment.draw == "masked":
-                hidden = codes == MASKED
-                _check_range(codes[~hidden], entries, segment, clip)
-                return np.where(hidden, self.vocabulary.audio_mask, codes + self._audio_offsets)
-            _check_range(codes, entries, segment, clip)
-            return codes + self._audio_offsets
-        if view.ndim == 2:
-            tokens = _held(view, count, clip) if segment.durations == "keep" else view[:count, 0]
+        elif part.form == "held":
+            codes = _held(view, count, clip)[:, None]
         else:
-            tokens = view[:count]
-        _check_range(tokens, entries, segment, clip)
-        return (tokens + np.int64(self._offsets[segment.modality]))[:, None]
+            codes = view[:count, :1] if part.form == "first" else view[:count, None]
+        hidden = codes == MASKED if part.form == "masked" else None
+        _check_range(codes if hidden is None else codes[~hidden], part, clip)
+        np.add(codes, part.offsets, out=out_LQ)
+        if hidden is not None:
+            out_LQ[hidden] = self.vocabulary.audio_mask
 
     def revert(self, sequence: Sequence) -> dict[str, np.ndarray]:
         """The views that `build` makes this sequence from, by segment key, as raw codes.
@@ -176,32 +196,32 @@ class SequenceBuilder:
         self._expect(codes, 1, int(self._head[1]))
         end, taken = 2, 0
         views: dict[str, np.ndarray] = {}
-        for segment, (start, stop) in zip(self.task.segments, self._edges):
-            self._expect(codes, end, start)
-            found = np.flatnonzero(codes[end + 1 :, 0] == stop)
+        for part in self._parts:
+            self._expect(codes, end, part.start)
+            found = np.flatnonzero(codes[end + 1 :, 0] == part.stop)
             if found.size == 0:
-                raise UserError(f"not a sequence of task {self.task.name}: no {segment.end} behind frame {end}")
+                raise UserError(f"not a sequence of task {self.task.name}: no {part.segment.end} behind frame {end}")
             inside = codes[end + 1 : end + 1 + int(found[0])]
-            if segment.modality == CONTINUOUS:
-                views[segment.key] = sequence.text_states[taken : taken + len(inside)]
+            if part.form == "states":
+                views[part.key] = sequence.text_states[taken : taken + len(inside)]
                 taken += len(inside)
             else:
-                views[segment.key] = self._raw(segment, inside)
+                views[part.key] = self._raw(part, inside)
             end += len(inside) + 2
         self._expect(codes, end, self._end)
         return views
 
-    def _raw(self, segment: SegmentConfig, ids: np.ndarray) -> np.ndarray:
-        if segment.modality == "audio":
-            return np.where(ids == self.vocabulary.audio_mask, MASKED, ids - self._audio_offsets).astype(np.uint16)
-        tokens = (ids[:, 0] - self._offsets[segment.modality]).astype(np.uint16)
-        if segment.view.split(".")[0] != "phone":
-            return tokens
-        if segment.durations == "collapse":
+    def _raw(self, part: "_Part", ids_LQ: np.ndarray) -> np.ndarray:
+        """The inverse of `_write`."""
+        if part.form in ("audio", "masked"):
+            return np.where(ids_LQ == self.vocabulary.audio_mask, MASKED, ids_LQ - part.offsets).astype(np.uint16)
+        tokens = (ids_LQ[:, 0] - part.offsets[0]).astype(np.uint16)
+        if part.form == "first":
             return np.stack([tokens, np.zeros_like(tokens)], axis=1)
-        starts = np.flatnonzero(np.diff(tokens, prepend=np.uint16(MASKED)) != 0)
-        lasts = np.diff(starts, append=len(tokens))
-        return np.stack([tokens[starts], lasts.astype(np.uint16)], axis=1)
+        if part.form == "held":
+            starts = np.flatnonzero(np.diff(tokens, prepend=np.uint16(MASKED)) != 0)
+            return np.stack([tokens[starts], np.diff(starts, append=len(tokens)).astype(np.uint16)], axis=1)
+        return tokens
 
     def _expect(self, codes: np.ndarray, frame: int, token: int) -> None:
         seen = codes[frame].tolist() if frame < len(codes) else None
@@ -238,12 +258,12 @@ def build_prompt_sequence(
     return SequenceBuilder(task, vocabulary, num_codebooks, prefix_lm=prefix_lm).prompt(views)
 
 
-def _view(views: Mapping[str, np.ndarray], segment: SegmentConfig, task: TaskConfig, clip: str) -> np.ndarray:
-    if segment.key not in views:
+def _view(views: Mapping[str, np.ndarray], part: "_Part", task: TaskConfig, clip: str) -> np.ndarray:
+    if part.key not in views:
         raise UserError(
-            f"{clip}: task {task.name} needs {segment.key}", seen=", ".join(views), allowed=", ".join(s.key for s in task.segments)
+            f"{clip}: task {task.name} needs {part.key}", seen=", ".join(views), allowed=", ".join(s.key for s in task.segments)
         )
-    return views[segment.key]
+    return views[part.key]
 
 
 def _durations(phones: np.ndarray, clip: str) -> np.ndarray:
@@ -262,11 +282,11 @@ def _held(phones: np.ndarray, count: int, clip: str) -> np.ndarray:
     return np.pad(frames, (0, count - len(frames)), mode="edge") if len(frames) < count else frames
 
 
-def _check_range(codes: np.ndarray, entries: int, segment: SegmentConfig, clip: str) -> None:
-    if codes.size and int(codes.max()) >= entries:
+def _check_range(codes: np.ndarray, part: "_Part", clip: str) -> None:
+    if codes.size and codes.max() >= part.entries:
         raise UserError(
-            f"{clip}: a code of view {segment.view} lies outside {segment.modality}",
+            f"{clip}: a code of view {part.segment.view} lies outside {part.segment.modality}",
             seen=int(codes.max()),
-            allowed=f"0..{entries - 1}",
+            allowed=f"0..{part.entries - 1}",
             remedy="the shard was made by another tokenizer than model.vocabulary describes",
         )

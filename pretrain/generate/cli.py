@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from uniaudio.configs.farm import TokenizerConfig
 from uniaudio.configs.tasks import TaskConfig, load_task
 from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import load_model, read_tokenizers
@@ -68,7 +67,7 @@ def generate(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model, run, vocabulary = load_model(checkpoint, place, DTYPES[precision])
     task = _task(task_name, run.data.tasks)
-    tokenizers = make_tokenizers(_tokenizer_configs(checkpoint), task)
+    tokenizers = make_tokenizers(read_tokenizers(checkpoint), task)
     inputs = Inputs(text=text, instruction=instruction, language=language, source=source, prompt=prompt)
     views = read_views(task, inputs, tokenizers, prompt_seconds=run.data.prompt_seconds)
     document = build_prompt_sequence(task, views, vocabulary, run.model.num_codebooks, prefix_lm=run.model.prefix_lm)
@@ -97,10 +96,6 @@ def _task(name: str, trained: tuple[str, ...]) -> TaskConfig:
     if name not in trained:
         raise UserError("the checkpoint does not know this task", seen=name, allowed=", ".join(trained))
     return load_task(name)
-
-
-def _tokenizer_configs(checkpoint: Path) -> dict[str, TokenizerConfig]:
-    return {view: TokenizerConfig.model_validate(entry) for view, entry in read_tokenizers(checkpoint).items()}
 
 
 def _report(clip: Generated, out: Path, elapsed: float, as_json: bool) -> None:

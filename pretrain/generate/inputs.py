@@ -6,6 +6,7 @@ Owns which input feeds which condition; the tokenizers are those that made the t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,15 +34,33 @@ class Inputs:
     prompt: Path | None = None
 
 
-def make_tokenizers(configs: Mapping[str, TokenizerConfig], task: TaskConfig) -> dict[str, Tokenizer]:
-    """The tokenizers that the task needs, by base view; `audio` always, to decode."""
+def make_tokenizers(recorded: Mapping[str, Mapping[str, Any]], task: TaskConfig) -> dict[str, Tokenizer]:
+    """The tokenizers that the task needs, by base view; `audio` always, to decode.
+
+    `recorded`: view -> `name`, `options`, `version` as the checkpoint keeps them.
+
+    Raises:
+        UserError: the shards had no such view, or today's tokenizer gives other codes than the one that made them.
+    """
     views = {"audio"} | {view.split(".")[0] for view in task.required_views}
-    lacking = sorted(view for view in views if view not in configs)
+    lacking = sorted(view for view in views if view not in recorded)
     if lacking:
+        raise UserError(f"task {task.name}: its shards have no such view", seen=", ".join(lacking), allowed=", ".join(recorded))
+    return {view: _make(view, recorded[view]) for view in sorted(views)}
+
+
+def _make(view: str, recorded: Mapping[str, Any]) -> Tokenizer:
+    config = TokenizerConfig(name=recorded["name"], options=recorded["options"])
+    tokenizer = make_tokenizer(config.name, config.options)
+    version = f"{tokenizer.name}/{tokenizer.version}"
+    if version != recorded["version"]:
         raise UserError(
-            f"task {task.name}: the checkpoint's shards have no tokenizer for", seen=", ".join(lacking), allowed=", ".join(configs)
+            f"the tokenizer of view {view} is not the one that the model was trained on",
+            seen=version,
+            allowed=recorded["version"],
+            remedy="use the tokenizer that made the shards, or tokenize and train again",
         )
-    return {view: make_tokenizer(configs[view].name, configs[view].options) for view in sorted(views)}
+    return tokenizer
 
 
 def read_views(task: TaskConfig, inputs: Inputs, tokenizers: Mapping[str, Tokenizer], *, prompt_seconds: float) -> dict[str, np.ndarray]:

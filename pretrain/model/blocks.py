@@ -61,7 +61,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
         super().__init__()
-        self.backend, self.recompute = backend, recompute
+        self.recompute = recompute
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.attention = Attention(config.width, num_heads, tensor=tensor)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
@@ -84,7 +84,7 @@ class Block(nn.Module):
             return self.attend(packed, now)
 
         if self.recompute and torch.is_grad_enabled():
-            return now.with_hidden(checkpoint(self.residual, now.hidden, attend, use_reentrant=False))
+            return now.with_hidden(checkpoint(self.residual, now.hidden, attend, use_reentrant=False, preserve_rng_state=False))
         return now.with_hidden(self.residual(now.hidden, attend))
 
 
@@ -93,7 +93,7 @@ class GlobalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
         super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
-        self.prefix_lm = config.prefix_lm
+        self.prefix_lm, self.backend = config.prefix_lm, backend
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, N, 3, H) -> (B*T, N*H)."""
@@ -107,6 +107,7 @@ class LocalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
         super().__init__(config, num_heads=config.local_heads, tensor=tensor, backend=backend, recompute=recompute)
+        self.backend = backend
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, Q, N, 3, H) -> (B*T, Q, N*H)."""

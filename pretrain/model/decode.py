@@ -101,7 +101,7 @@ class DecodeState:
             )
         span = min(self.max_frames, (longest // SPAN + 1) * SPAN)
         visible_BS = torch.arange(span, device=codes_BQ.device) <= self.lengths_B.unsqueeze(1)
-        hidden_BD = self.model.embed.frames(codes_BQ, self.lengths_B)
+        hidden_BD = self.model.embed.frames(codes_BQ.contiguous(), self.lengths_B)
         for block, cache in zip(self.model.global_blocks, self.global_caches, strict=True):
             hidden_BD = block.residual(hidden_BD, partial(self._attend_cache, cache, span, visible_BS))
         self.lengths_B += self._active_B
@@ -130,7 +130,7 @@ class DecodeState:
             raise ValueError(
                 f"local_logits: levels come in order from 0 | seen: {level} | allowed: 0..{self.model.config.num_codebooks - 1}"
             )
-        x = self.model.link.level_input(self._context, level, codes_Bq[:, -1] if level else None)
+        x = self.model.link.level_input(self._context, level, codes_Bq[:, -1].contiguous() if level else None)
         for block, cache in zip(self.model.local_blocks, self.local_caches, strict=True):
             x = block.residual(x, partial(self._attend_levels, cache, level))
         return self.model.head.logits(x[:, 0])
@@ -168,6 +168,14 @@ class DecodeState:
             raise ValueError(
                 f"prefill: one row for each prompt | seen: {len(prompts)} prompts, rows {rows} | allowed: 0..{self.rows - 1}, each once"
             )
+        for prompt in prompts:
+            if prompt.text_states_SC is not None and prompt.text_states_SC.shape[1] != self.model.config.text_width:
+                raise UserError(
+                    "text states of another width than model.text_width",
+                    seen=prompt.text_states_SC.shape[1],
+                    allowed=self.model.config.text_width,
+                    remedy="encode the text with the encoder that the model was trained with",
+                )
         if max(lengths) > self.max_frames:
             raise UserError(
                 "a prompt is longer than the KV cache",
@@ -191,13 +199,12 @@ def _pack(model: MultiScaleTransformer, prompts: Sequence[Prompt], lengths: list
             text_positions_BS[row, : prompt.text_positions_S.shape[0]] = prompt.text_positions_S.cpu().to(torch.int32)
     ends_B = torch.tensor(lengths, dtype=torch.int32)
     positions_BT = torch.arange(frames, dtype=torch.int32).expand(rows, frames)
-    behind_BT = positions_BT >= ends_B.unsqueeze(1)
     return Batch(
         codes_BTQ=codes_BTQ,
         target_mask_BTQ=torch.zeros(rows, frames, model.config.num_codebooks, dtype=torch.int8),
         document_starts_BD=torch.stack((torch.zeros_like(ends_B), ends_B), dim=1),
         prefix_lengths_BD=torch.tensor([[prompt.prefix_length, 0] for prompt in prompts], dtype=torch.int32),
-        positions_BT=torch.where(behind_BT, positions_BT - ends_B.unsqueeze(1), positions_BT),
+        positions_BT=positions_BT.contiguous(),
         text_states_BSC=text_BSC,
         text_positions_BS=text_positions_BS,
         task_ids_BD=torch.zeros(rows, 2, dtype=torch.int32),

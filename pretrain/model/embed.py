@@ -21,7 +21,8 @@ class Embed(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_global: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
-        self.mode, self.mega_global, self.backend = config.embedding, mega_global, backend
+        self.mode, self.mega_global = config.embedding, mega_global
+        self.backend = backend
         code_width = config.width if config.embedding == "sum" else config.width // config.num_codebooks
         self.code = vocabulary_embedding(vocabulary_size, code_width, tensor)
         self.position = Table(config.max_positions, config.width)
@@ -29,7 +30,7 @@ class Embed(nn.Module):
 
     def frames(self, codes_XQ: torch.Tensor, positions_X: torch.Tensor) -> torch.Tensor:
         """Frame vectors (X, D) of already shifted codes, positions included."""
-        return self.code.frames(codes_XQ, positions_X, self.position.weight, mode=self.mode, backend=self.backend)
+        return self.code(codes_XQ, positions_X, self.position.weight, mode=self.mode, backend=self.backend)
 
     def shifted(self, codes_BTQ: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
         """Codes one frame to the right inside each document, (B, T, Q)."""
@@ -40,10 +41,10 @@ class Embed(nn.Module):
         """Replaces the frame vector one position right of each text state; unused states land on a spare row that is cut."""
         rows, frames = batch.positions_BT.shape
         place_BS = batch.text_positions_BS.to(torch.int64) + 1
-        inside_BS = (place_BS > 0) & (place_BS < frames)
+        inside_BS = place_BS < frames
         place_BS = place_BS.clamp(max=frames - 1)
         position_BS = batch.positions_BT.gather(1, place_BS)
-        # A state on its document's last frame is nobody's input: the next frame opens another document.
+        # No frame at position 0 takes text: an unused state points there, and one on its document's last frame is nobody's input.
         inside_BS &= position_BS > 0
         first_B = torch.arange(rows, device=place_BS.device).unsqueeze(1) * frames
         index_BS = torch.where(inside_BS, first_B + place_BS, rows * frames)

@@ -18,7 +18,8 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, num_tasks: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
-        self.vocabulary_size, self.num_tasks, self.tensor, self.backend = vocabulary_size, num_tasks, tensor, backend
+        self.vocabulary_size, self.num_tasks, self.tensor = vocabulary_size, num_tasks, tensor
+        self.backend = backend
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.projection = vocabulary_projection(vocabulary_size, config.width, tensor)
 

@@ -4,6 +4,7 @@ Each whole tensor is drawn on the CPU from its own generator and then cut; rows 
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -35,18 +36,23 @@ def whole_tensor(name: str, shape: tuple[int, ...], *, seed: int, config: ModelC
 
 
 def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, tensor: TensorParallel, prefix: str = "") -> None:
-    """Fills every parameter of `model`, whose canonical names are `prefix` + its own, in place."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters(prefix=prefix):
-            cut = getattr(parameter, "partition_dim", -1)
-            shape = list(parameter.shape)
-            if cut >= 0:
-                shape[cut] *= tensor.size
-            padded = shape[0]
-            shape[0] = getattr(parameter, "valid_rows", padded)
-            value = whole_tensor(name, tuple(shape), seed=seed, config=config)
-            if shape[0] < padded:
-                value = torch.cat([value, value.new_zeros(padded - shape[0], *shape[1:])])
-            if cut >= 0:
-                value = value.chunk(tensor.size, dim=cut)[tensor.rank]
-            parameter.copy_(value)
+    """Fills every parameter of `model`, whose canonical names are `prefix` + its own, in place.
+
+    Parameters are drawn side by side on torch's number of threads: one generator each, so the order does not matter.
+    """
+
+    def fill(entry: tuple[str, nn.Parameter]) -> None:
+        name, parameter = entry
+        cut = getattr(parameter, "partition_dim", -1)
+        shape = list(parameter.shape)
+        if cut >= 0:
+            shape[cut] *= tensor.size
+        padded = shape[0]
+        shape[0] = getattr(parameter, "valid_rows", padded)
+        value = whole_tensor(name, tuple(shape), seed=seed, config=config)
+        if shape[0] < padded:
+            value = torch.cat([value, value.new_zeros(padded - shape[0], *shape[1:])])
+        parameter.data.copy_(value.chunk(tensor.size, dim=cut)[tensor.rank] if cut >= 0 else value)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, model.named_parameters(prefix=prefix)))

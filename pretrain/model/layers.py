@@ -13,7 +13,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, width: int, *, eps: float, backend: Backend) -> None:
         super().__init__()
-        self.eps, self.backend = eps, backend
+        self.eps = eps
+        self.backend = backend
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
 

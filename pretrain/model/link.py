@@ -20,6 +20,7 @@ class Link(nn.Module):
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_local: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
         self.num_codebooks, self.mega_local = config.num_codebooks, mega_local
+        self.backend = backend
         self.split = config.link == "split"
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.linear = Linear(config.width // config.num_codebooks if self.split else config.width, config.width)
@@ -31,15 +32,21 @@ class Link(nn.Module):
         normed = self.norm(hidden_XD)
         return self.linear(normed.unflatten(1, (self.num_codebooks, -1)) if self.split else normed.unsqueeze(1))
 
+    def codes(self, codes_Y: torch.Tensor, levels_Y: torch.Tensor) -> torch.Tensor:
+        """Vectors (Y, D) of single codes (the level below) with those of the levels that they are inputs of."""
+        return self.code(codes_Y.unsqueeze(1), levels_Y, self.level.weight, mode="sum", backend=self.backend)
+
     def level_input(self, context: torch.Tensor, level: int, previous_X: torch.Tensor | None) -> torch.Tensor:
         """Local input of one level, (X, 1, D), from `context(h)` and the codes one level below (None for level 0)."""
         if previous_X is None:
             previous_X = torch.full(context.shape[:1], self.mega_local, dtype=torch.int64, device=context.device)
-        here = context[:, level if self.split else 0]
-        return (here + self.code(previous_X) + self.level.weight[level]).unsqueeze(1)
+        vectors = self.codes(previous_X, torch.full_like(previous_X, level))
+        return (context[:, level if self.split else 0] + vectors).unsqueeze(1)
 
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """State -> State."""
         now = State(*state)
         shifted_XQ = F.pad(now.codes_BTQ.flatten(0, 1)[:, :-1], (1, 0), value=self.mega_local)
-        return now.with_hidden(self.context(now.hidden) + self.code(shifted_XQ) + self.level.weight)
+        levels_Y = torch.arange(self.num_codebooks, device=shifted_XQ.device).repeat(shifted_XQ.shape[0])
+        vectors_XQD = self.codes(shifted_XQ.flatten(), levels_Y).unflatten(0, shifted_XQ.shape)
+        return now.with_hidden(self.context(now.hidden) + vectors_XQD)

@@ -21,8 +21,9 @@ from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel
 class MultiScaleTransformer(nn.Module):
     """Global Transformer over frames, local Transformer over the Q codes of each frame (paper, section Model).
 
-    Built in float32 on the CPU with the initial values of (`seed`, parameter name); move and cast it with `.to`. Under tensor
-    parallelism it holds this rank's part. `recompute` keeps only each block's input for the backward pass.
+    Built in float32 on the CPU with the initial values of (`seed`, parameter name), or without values where `seed` is None and a
+    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute` keeps
+    only each block's input for the backward pass.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MultiScaleTransformer(nn.Module):
         tensor_parallel: TensorParallel | None = None,
         backend: Backend = "torch",
         recompute: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
         tensor = tensor_parallel or TensorParallel()
@@ -50,7 +51,8 @@ class MultiScaleTransformer(nn.Module):
             LocalBlock(config, tensor=tensor, backend=backend, recompute=recompute) for _ in range(config.local_layers)
         )
         self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, tensor=tensor, backend=backend)
-        initialize_parameters(self, seed=seed, config=config, tensor=tensor)
+        if seed is not None:
+            initialize_parameters(self, seed=seed, config=config, tensor=tensor)
 
     def named_layers(self) -> list[tuple[str, nn.Module]]:
         """The layers in order under their canonical names; a layer's parameter is `<layer name>.<its own name>`."""

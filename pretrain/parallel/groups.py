@@ -14,13 +14,20 @@ from uniaudio.configs.parallel import ParallelConfig
 
 
 def initialize(parallel: ParallelConfig) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """Makes the groups once; returns this process's tensor-parallel and data-parallel group."""
+    """Makes the groups once; returns this process's tensor-parallel and data-parallel group.
+
+    Raises ValueError where they were already made for other sizes.
+    """
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_parallel_size,
             create_gloo_process_groups=False,
         )
+    made = (parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size())
+    asked = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
+    if made != asked:
+        raise ValueError(f"process groups exist already for (tensor, pipeline) sizes {made} | asked: {asked} | call layout.shutdown first")
     return parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
 
 

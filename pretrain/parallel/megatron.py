@@ -81,10 +81,10 @@ class VocabularyEmbedding(VocabParallelEmbedding):
     def __init__(self, rows: int, width: int, tensor: TensorParallel) -> None:
         super().__init__(rows, width, config=_config(tensor), init_method=nn.init.zeros_, tp_group=tensor.group)
 
-    def frames(
+    def forward(
         self, codes_XQ: torch.Tensor, positions_X: torch.Tensor, position_table_PD: torch.Tensor, *, mode: FrameMode, backend: Backend
     ) -> torch.Tensor:
-        """Frame vectors plus their learned positions, (X, D). Levels are joined before the all-reduce: Q times less to send."""
+        """As in one process, (X, D). Megatron's own forward would send every code's vector; a frame's are joined before the all-reduce."""
         own = (codes_XQ >= self.vocab_start_index) & (codes_XQ < self.vocab_end_index)
         vectors = nn.functional.embedding(torch.where(own, codes_XQ - self.vocab_start_index, 0), self.weight) * own.unsqueeze(-1)
         frames = vectors.sum(dim=1) if mode == "sum" else vectors.flatten(1)
@@ -114,7 +114,7 @@ def vocabulary_cross_entropy(
     num_valid_here = min(max(num_valid - tensor.rank * rows, 0), rows)
     hidden_XD = copy_to_tensor_model_parallel_region(hidden_XD, group=tensor.group)
     losses = [
-        checkpoint(_chunk_losses, hidden, weight_VD, targets, num_valid_here, use_reentrant=False)
+        checkpoint(_chunk_losses, hidden, weight_VD, targets, num_valid_here, use_reentrant=False, preserve_rng_state=False)
         for hidden, targets in zip(hidden_XD.split(LOSS_CHUNK), targets_X.split(LOSS_CHUNK), strict=True)
     ]
     return torch.cat(losses) * mask_X.to(torch.float32)

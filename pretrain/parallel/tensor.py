@@ -83,14 +83,10 @@ class VocabularyEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """int64 (...) -> (..., width)."""
-        return F.embedding(codes, self.weight)
-
-    def frames(
+    def forward(
         self, codes_XQ: torch.Tensor, positions_X: torch.Tensor, position_table_PD: torch.Tensor, *, mode: FrameMode, backend: Backend
     ) -> torch.Tensor:
-        """Frame vectors plus their learned positions, (X, D): the Q embeddings of a frame summed or side by side."""
+        """The Q embeddings of each frame summed or side by side, plus its row of a table of positions, (X, D)."""
         return frame_embedding(codes_XQ, self.weight, positions_X, position_table_PD, mode=mode, backend=backend)
 
 
@@ -125,7 +121,7 @@ def row_linear(input_width: int, output_width: int, tensor: TensorParallel) -> n
 
 
 def vocabulary_embedding(vocabulary_size: int, width: int, tensor: TensorParallel) -> nn.Module:
-    """A table over the vocabulary whose rows are cut over the group; `forward(codes)` and `frames(...)`."""
+    """A table over the vocabulary whose rows are cut over the group; `forward` as in VocabularyEmbedding."""
     rows = padded_rows(vocabulary_size, tensor)
     if tensor.size == 1:
         layer: nn.Module = VocabularyEmbedding(rows, width)

@@ -49,6 +49,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     again = layout_module.initialize(ParallelConfig(tensor_parallel_size=2), torch.device("cpu"))
     assert again == layout and (layout.rank, layout.tensor.rank, layout.tensor.size) == (rank, rank, 2)
     assert (layout.data_parallel_rank, layout.data_parallel_size, layout.pipeline_rank) == (0, 1, 0)
+    with pytest.raises(ValueError, match=r"already for .* sizes \(2, 1\) \| asked: \(1, 2\)"):
+        layout_module.initialize(ParallelConfig(pipeline_parallel_size=2), torch.device("cpu"))
     for form in FORMS:
         torch.save(results(form, layout.tensor), f"{folder}/{form}.{rank}.pt")
     layout_module.shutdown()

@@ -43,7 +43,7 @@ def unpack_deb(archive: Path, target: Path, wanted: Callable[[str], bool]) -> in
                 count += 1
                 if path.suffix == ".pk3":
                     count += unpack_zip(path, path.with_suffix(".pk3.d"), wanted)
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"{archive} is damaged", seen=str(error), remedy="delete it, and fetch it again") from error
     return count
 
@@ -60,7 +60,7 @@ def unpack_zip(archive: Path, target: Path, wanted: Callable[[str], bool]) -> in
                 with package.open(member) as source:
                     budget = _copy(archive, source, path, budget)
                 count += 1
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"{archive} is damaged", seen=str(error), remedy="delete it, and fetch it again") from error
     return count
 

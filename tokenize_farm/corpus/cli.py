@@ -13,7 +13,7 @@ from uniaudio.tokenize_farm.corpus.summary import summarize, summary_table
 from uniaudio.tokenize_farm.manifest import write_manifest
 from uniaudio.tokenize_farm.schema import KINDS
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path, resolve_path=True)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 
 
@@ -54,7 +54,7 @@ def full(out: Path, sources: tuple[str, ...], cache: Path | None, as_json: bool)
 
 @corpus.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The manifest to write.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path, resolve_path=True), required=True, help="The manifest to write.")
 @click.option("--kind", type=click.Choice(KINDS), default="speech", show_default=True, help="Kind of files outside folders named for one.")
 @click.option("--language", help="Language of the speech, for example en.")
 @click.option("--licence", default="not stated", show_default=True, help="Licence of the recordings.")

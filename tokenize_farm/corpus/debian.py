@@ -7,9 +7,11 @@ have the pinned SHA-256. What is in the cache is used again without network, aft
 """
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,24 +107,19 @@ def _download(apt: "_Apt", name: str, offer: _Offer, debs: Path) -> Package:
         raise UserError(f"package {name} {version} is not the one that is pinned", seen=offer.sha256, allowed=pinned, remedy=_NO_APT)
     if not pinned:
         log.warning("package %s: version %s, pinned %s; texts and clips may differ", name, version, PINS.get(name, ("none",))[0])
-    temporary = debs / ".download"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        apt.download(name, temporary)
-        found = [path for path in temporary.iterdir() if path.name == offer.file]
-        if not found:
+    path = debs / offer.file
+    with tempfile.TemporaryDirectory(dir=debs, prefix=".download-") as temporary:
+        apt.download(name, Path(temporary))
+        found = Path(temporary) / offer.file
+        if not found.is_file():
             raise UserError(f"apt-get did not write {offer.file}", remedy=_NO_APT)
-        seen = sha256_of(found[0])
+        seen = sha256_of(found)
         if seen != offer.sha256:
             raise UserError(
                 f"package {offer.file} has another SHA-256 than the index says", seen=seen, allowed=offer.sha256, remedy="try again"
             )
-        path = debs / offer.file
         publish_bytes(path.with_name(path.name + ".sha256"), (seen + "\n").encode())
-        found[0].replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        found.replace(path)
     return Package(name, version, path, offer.sha256)
 
 
@@ -139,8 +136,10 @@ class _Apt:
     """apt-get as an ordinary user. The system's package lists are tried first; `private` lists are fetched where they do not do."""
 
     def __init__(self, private: Path) -> None:
-        if shutil.which("apt-get") is None:
+        program = shutil.which("apt-get")
+        if program is None:
             raise UserError("apt-get is not on this machine, and the recordings come from Debian packages", remedy=_NO_APT)
+        self._program = program
         self._private = private.absolute()
         self._options: list[str] = []
 
@@ -194,12 +193,12 @@ class _Apt:
         return self._run("update").stderr
 
     def _run(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = ["apt-get", "-q", *self._options, *arguments]
+        command = [self._program, "-q", "-oAcquire::Retries=2", "-oAcquire::http::Timeout=30", *self._options, *arguments]
         try:
             return subprocess.run(
                 command,
                 cwd=folder,
-                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                env={**os.environ, "LC_ALL": "C"},
                 capture_output=True,
                 text=True,
                 timeout=_APT_SECONDS,

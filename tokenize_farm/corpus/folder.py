@@ -7,14 +7,11 @@ file of the same name gives the words (speech, singing) or the description (soun
 from pathlib import Path
 
 from uniaudio.errors import UserError
-from uniaudio.log import get_logger
-from uniaudio.tokenize_farm.audio import BadAudio, audio_seconds
 from uniaudio.tokenize_farm.corpus.build import Corpus
-from uniaudio.tokenize_farm.corpus.source import AUDIO_SUFFIXES, MAX_ROW_SECONDS, Recording, audio_files, manifest_rows, readable
+from uniaudio.tokenize_farm.corpus.captions import readable
+from uniaudio.tokenize_farm.corpus.source import AUDIO_SUFFIXES, MAX_ROW_SECONDS, Recording, audio_files, manifest_rows
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT
 from uniaudio.tokenize_farm.schema import KINDS
-
-log = get_logger("uniaudio.corpus")
 
 
 def folder_corpus(
@@ -33,15 +30,7 @@ def folder_corpus(
     if not folder.is_dir():
         raise UserError("no such folder of recordings", seen=folder, remedy="give a folder with audio files")
     corpus = Corpus()
-    recordings = []
-    for path in audio_files(folder.absolute()):
-        try:
-            audio_seconds(path)
-        except BadAudio as error:
-            log.warning("left out: %s", error)
-            corpus.dropped[error.reason] += 1
-            continue
-        recordings.append(_recording(folder.absolute(), path, kind, language, licence))
+    recordings = [_recording(folder.absolute(), path, kind, language, licence) for path in audio_files(folder.absolute())]
     name = folder.absolute().name
     rows = list(manifest_rows(name, recordings, origin="own", dropped=corpus.dropped, seen=set(), percent=percent, max_seconds=max_seconds))
     corpus.by_source[name] = rows

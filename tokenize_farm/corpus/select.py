@@ -44,7 +44,7 @@ def _take(rows: Iterable[ManifestRow], minutes: float) -> list[ManifestRow]:
     """Rows in the order of their hash, until `minutes` are reached."""
     taken, seconds = [], 0.0
     for row in sorted(rows, key=lambda row: _hash(row.id)):
-        if seconds >= minutes * 60:
+        if seconds >= minutes * 60 - 1e-6:
             break
         taken.append(row)
         seconds += row.duration or 0.0

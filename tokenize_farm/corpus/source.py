@@ -11,10 +11,13 @@ from fnmatch import fnmatchcase
 from math import ceil
 from pathlib import Path, PurePosixPath
 
-from uniaudio.tokenize_farm.audio import MIN_SECONDS, BadAudio, audio_seconds
+from uniaudio.log import get_logger
+from uniaudio.tokenize_farm.audio import MIN_SECONDS, BadAudio, audio_seconds, load_audio
 from uniaudio.tokenize_farm.corpus.debian import sha256_of
-from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT, split_of
+from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT, Split, split_of
 from uniaudio.tokenize_farm.manifest import ManifestRow, make_id
+
+log = get_logger("uniaudio.corpus")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".g722")
 MAX_ROW_SECONDS = 30.0
@@ -26,7 +29,7 @@ class Recording:
 
     path: Path
     name: str
-    kind: str
+    kind: str  # one of schema.KINDS
     licence: str
     text: str | None = None
     speaker: str | None = None
@@ -72,11 +75,11 @@ def manifest_rows(
     for recording in recordings:
         try:
             seconds = audio_seconds(recording.path)
+            if seconds < MIN_SECONDS:
+                raise BadAudio("too_short", f"{recording.path}: {seconds:.4f} s; at least {MIN_SECONDS} s")
         except BadAudio as error:
+            log.warning("left out: %s", error)
             dropped[error.reason] += 1
-            continue
-        if seconds < MIN_SECONDS:
-            dropped["too_short"] += 1
             continue
         digest = sha256_of(recording.path)
         if digest in seen:
@@ -88,27 +91,39 @@ def manifest_rows(
         length = seconds / parts
         for part in range(parts):
             offset = round(part * length, 3)
-            yield ManifestRow(
-                id=make_id(f"{source}/{recording.name}", offset),
-                audio_filepath=str(recording.path),
-                offset=offset,
-                duration=round(min(length, seconds - offset), 3),
-                kind=recording.kind,  # type: ignore[arg-type]
-                text=recording.text,
-                speaker=recording.speaker,
-                language=recording.language,
-                caption=recording.caption,
-                licence=recording.licence,
-                source=origin,
-                split=split.name,
-                custom={"held_out": split.held_out} if split.held_out else {},
-            )
+            duration = round(min(length, seconds - offset), 3)
+            if parts > 1 and recording.kind == "sound" and not _heard(recording.path, offset, duration, dropped):
+                continue
+            yield _row(source, recording, offset, duration, origin=origin, split=split)
 
 
-def readable(name: str) -> str:
-    """A file name as words: `door2-open` -> `door open`."""
-    words = PurePosixPath(name).stem.replace("_", " ").replace("-", " ")
-    return " ".join("".join(" " if letter.isdigit() else letter for letter in words).split()).lower()
+def _row(source: str, recording: Recording, offset: float, duration: float, *, origin: str, split: Split) -> ManifestRow:
+    return ManifestRow(
+        id=make_id(f"{source}/{recording.name}", offset),
+        audio_filepath=str(recording.path),
+        offset=offset,
+        duration=duration,
+        kind=recording.kind,  # type: ignore[arg-type]  # checked by ManifestRow
+        text=recording.text,
+        speaker=recording.speaker,
+        language=recording.language,
+        caption=recording.caption,
+        licence=recording.licence,
+        source=origin,
+        split=split.name,
+        custom={"held_out": split.held_out} if split.held_out else {},
+    )
+
+
+def _heard(path: Path, offset: float, duration: float, dropped: Counter[str]) -> bool:
+    """Whether a part of a long sound holds anything: some of these games' sounds end in minutes of silence."""
+    try:
+        load_audio(path, offset=offset, duration=duration)
+    except BadAudio as error:
+        log.debug("part left out: %s", error)
+        dropped[error.reason] += 1
+        return False
+    return True
 
 
 def audio_files(folder: Path) -> list[Path]:

@@ -44,6 +44,7 @@ def test_override_changes_one_value():
         ("train=5", r"train: .*seen: 5"),
         ("steps", r"section\.key=value \| seen: steps"),
         ("model.num_heads=7", r"num_heads does not divide model\.width"),
+        ("model.local_num_heads=64", r"model\.local_num_heads: the width of a head is no multiple of 8 \| seen: 256 / 64 = 4"),
     ],
 )
 def test_a_fault_names_key_value_and_what_is_allowed(override, message):
@@ -54,6 +55,11 @@ def test_a_fault_names_key_value_and_what_is_allowed(override, message):
 def test_zero_2_under_a_pipeline_is_refused():
     with pytest.raises(UserError, match=r"zero_stage under a pipeline \| seen: 2 \| allowed: 0, 1"):
         load_config(RunConfig, "demo_cpu", folder="runs", overrides=["parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"])
+
+
+def test_prefix_lm_with_a_loss_on_conditions_is_refused():
+    with pytest.raises(UserError, match=r"model\.prefix_lm with data\.loss_on all.*remedy: set data\.loss_on=target"):
+        load_config(RunConfig, "demo_cpu", folder="runs", overrides=["model.prefix_lm=true", "data.loss_on=all"])
 
 
 def test_key_given_twice_is_refused():

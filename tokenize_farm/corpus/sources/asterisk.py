@@ -4,8 +4,9 @@ import gzip
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from uniaudio.tokenize_farm.corpus.captions import readable
 from uniaudio.tokenize_farm.corpus.licence import Licences
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files, readable
+from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files
 
 VOICES = {"en": "Allison", "es": "Allison", "fr": "June", "it": "Carlo", "ru": "IvrvoiceRU"}
 

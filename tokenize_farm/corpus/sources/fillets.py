@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files, readable
+from uniaudio.tokenize_farm.corpus.captions import describe
+from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files
 
 LICENCE = "GPL-2"
 _GAME = "usr/share/games/fillets-ng"
@@ -45,7 +46,7 @@ def _voices(language: str) -> Source:
 def _read_sounds(folders: Mapping[str, Path]) -> Iterator[Recording]:
     game = folders["fillets-ng-data"] / _GAME
     for path in audio_files(game / "sound/share"):
-        caption = readable(path.stem.removeprefix("sp-")).replace("bubles", "bubbles")
+        caption = describe(path.stem.removeprefix("sp-"))
         yield Recording(path=path, name=f"sound/{path.stem}", kind="sound", caption=caption, licence=LICENCE)
     for path in audio_files(game / "music"):
         yield Recording(path=path, name=f"music/{path.stem}", kind="music", caption="music of an underwater puzzle game", licence=LICENCE)

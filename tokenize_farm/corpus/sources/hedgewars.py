@@ -3,12 +3,27 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from uniaudio.tokenize_farm.corpus.captions import describe, readable
 from uniaudio.tokenize_farm.corpus.licence import Licences
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files, readable
+from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files
 
 _DATA = "usr/share/games/hedgewars/Data"
 _LANGUAGES = ("es", "pl", "ru", "uk")
-_MEANINGLESS = ("custom", "hogchant", "hell", "extratime", "suddendeath", "denied", "ride", "skip")
+_MEANINGLESS = (
+    "custom",
+    "hogchant",
+    "hell",
+    "extratime",
+    "suddendeath",
+    "denied",
+    "ride",
+    "skip",
+    "lowgravity",
+    "invulnerable",
+    "throwpowerup",
+    "TARDIS",
+    "countdown",
+)
 
 
 def _read(folders: Mapping[str, Path]) -> Iterator[Recording]:
@@ -25,8 +40,8 @@ def _read(folders: Mapping[str, Path]) -> Iterator[Recording]:
             speaker = f"hedgewars-{pack.lower()}"
             yield Recording(path=path, name=name, kind="speech", language=language, speaker=speaker, licence=licence)
         else:
-            words = readable(path.stem)
-            caption = None if len(words) < 3 or words.startswith(_MEANINGLESS) else words
+            meaningless = len(readable(path.stem)) < 3 or path.stem.startswith(_MEANINGLESS)
+            caption = None if meaningless else describe(path.stem)
             yield Recording(path=path, name=name, kind="sound", caption=caption, licence=licence)
     for path in audio_files(root / "Music"):
         caption = f"music of a game: {readable(path.stem)}"

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from uniaudio.tokenize_farm.corpus.captions import describe, readable
 from uniaudio.tokenize_farm.corpus.licence import Licences
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files, readable
+from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files
 
 # first word of a Sonic Pi sample -> what it stands for, and whether it is music
 _SONIC_PI = {
@@ -23,22 +24,6 @@ _SONIC_PI = {
     "tabla": ("tabla drum", "sound"),
     "vinyl": ("vinyl record", "sound"),
 }
-# compound words of UFO: Alien Invasion's file names
-_WORDS = {
-    "malehurt": "man hurt",
-    "femalehurt": "woman hurt",
-    "maledeath": "man dying",
-    "femaledeath": "woman dying",
-    "civfemdeath": "woman dying",
-    "civfemhurt": "woman hurt",
-    "civmaledeath": "man dying",
-    "civmalehurt": "man hurt",
-    "breakglass": "breaking glass",
-    "breakmetal": "breaking metal",
-    "breakwood": "breaking wood",
-    "breakelectric": "breaking electric device",
-    "hitground": "hitting the ground",
-}
 
 
 def _read_ufo(folders: Mapping[str, Path]) -> Iterator[Recording]:
@@ -47,15 +32,8 @@ def _read_ufo(folders: Mapping[str, Path]) -> Iterator[Recording]:
     licences = Licences(folder / "usr/share/doc/ufoai-sound/copyright")
     for path in audio_files(root):
         name = path.relative_to(root).with_suffix("").as_posix()
-        group = name.split("/")[1:-1]
         licence = licences.of(f"base/{path.relative_to(root).as_posix()}")
-        yield Recording(path=path, name=name, kind="sound", caption=_ufo_caption(group, path.stem), licence=licence)
-
-
-def _ufo_caption(group: list[str], stem: str) -> str:
-    words = " ".join(_WORDS.get(word.rstrip("ab"), _WORDS.get(word, word)) for word in readable(stem).split())
-    context = " ".join(group).replace("civilians", "").replace("soldiers", "").replace("misc", "").replace("ui", "interface").strip()
-    return f"{context}: {words}" if context and context not in words else words
+        yield Recording(path=path, name=name, kind="sound", caption=describe(path.stem, name.split("/")[1:-1]), licence=licence)
 
 
 def _read_sonic_pi(folders: Mapping[str, Path]) -> Iterator[Recording]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from uniaudio.tokenize_farm.corpus.captions import describe, readable
 from uniaudio.tokenize_farm.corpus.licence import Licences
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files, readable
+from uniaudio.tokenize_farm.corpus.source import Recording, Source, audio_files
 
 _UNNAMED = ("message", "lobby", "under_attack", "site_occupied")
 
@@ -25,7 +26,7 @@ def _read_widelands(folders: Mapping[str, Path]) -> Iterator[Recording]:
         if kind == "music":
             caption = "music of a strategy game"
         else:
-            caption = "" if path.stem.startswith(_UNNAMED) else f"{path.parent.name}: {readable(path.stem)}"
+            caption = "" if path.stem.startswith(_UNNAMED) else describe(path.stem, [path.parent.name])
         licence = licences.of(f"data/{path.relative_to(root).as_posix()}")
         yield Recording(path=path, name=name, kind=kind, caption=caption or None, licence=licence)
 

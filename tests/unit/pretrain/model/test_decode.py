@@ -71,6 +71,7 @@ def test_a_row_can_be_released_and_started_again_while_another_goes_on() -> None
     state.step(torch.stack([codes_a[first_a], codes_b[len(prompt_b.codes_TQ)]]))
     state.release([1])
     hidden_a = state.step(torch.stack([codes_a[first_a + 1], codes_b[0]]))[0]
+    assert state.lengths_B.tolist() == [first_a + 3, 0], "a released row stays empty"
     hidden_c = state.prefill([prompt_c], rows=[1])[0]
     logits = state.local_logits(torch.stack([hidden_a, hidden_c]), torch.zeros(2, 0, dtype=torch.int64))
     truth_a = teacher_forced(model, codes_a, prompt_a)[first_a + 2, 0]
@@ -87,6 +88,8 @@ def test_faults_are_reported() -> None:
     with pytest.raises(UserError, match=r"prompt is longer.*seen: 4 frames.*up to 3"):
         DecodeState(model, rows=1, max_frames=4).prefill([prompt])
     state = DecodeState(model, rows=1, max_frames=5)
+    with pytest.raises(UserError, match=r"model\.text_width.*seen: 12.*allowed: 10"):
+        state.prefill([Prompt(prompt.codes_TQ, torch.zeros(1, 12), torch.zeros(1))])
     state.prefill([prompt])
     with pytest.raises(UserError, match=r"cache is full.*5 frames"):
         state.step(prompt.codes_TQ[:1])

@@ -1,0 +1,185 @@
+"""LayerNorm and RMSNorm in Triton, with the residual addition before them where there is one, forward and backward.
+
+Statistics are float32. The forward pass stores mean and 1/std of each row; the backward pass reads the normed tensor's input once, gives
+one gradient for x and residual alike, and sums the gradients of weight and bias over a fixed set of rows per program, so that they are
+deterministic. R rows of width D.
+"""
+
+# ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
+# mypy: disable-error-code=no-untyped-def
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from uniaudio.kernels.device import streaming_multiprocessors
+
+
+@triton.jit
+def _forward(
+    x, residual, weight, bias, normed, total, means, scales, count, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, WIDTH)
+    inside = (row < count)[:, None] & (cols < D)[None, :]
+    offsets = row[:, None] * D + cols[None, :]
+    values = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        values += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+        # The norm sees the sum as it is stored: what the backward pass, and plain PyTorch, see.
+        stored = values.to(total.dtype.element_ty)
+        tl.store(total + offsets, stored, mask=inside)
+        values = stored.to(tl.float32)
+    if CENTERED:
+        mean = tl.sum(values, axis=1) / D
+        values = tl.where(inside, values - mean[:, None], 0.0)
+        tl.store(means + row, mean, mask=row < count)
+    scale = tl.rsqrt(tl.sum(values * values, axis=1) / D + eps)
+    tl.store(scales + row, scale, mask=row < count)
+    result = values * scale[:, None] * tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    if CENTERED:
+        result += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    tl.store(normed + offsets, result.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(
+    total, weight, means, scales, grad_normed, grad_total, grad_x, weight_parts, bias_parts, count, rows_a_program,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    factor = tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    weight_sum = tl.zeros((ROWS, WIDTH), tl.float32)
+    bias_sum = tl.zeros((ROWS, WIDTH), tl.float32)
+    end = tl.minimum((program + 1) * rows_a_program, count)
+    for first in tl.range(program * rows_a_program, end, ROWS, num_stages=STAGES):
+        row = first + tl.arange(0, ROWS)
+        here = row < end
+        inside = here[:, None] & (cols < D)[None, :]
+        offsets = row[:, None] * D + cols[None, :]
+        values = tl.load(total + offsets, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_normed + offsets, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scales + row, mask=here, other=0.0)[:, None]
+        if CENTERED:
+            values = tl.where(inside, values - tl.load(means + row, mask=here, other=0.0)[:, None], 0.0)
+        unit = values * scale
+        weight_sum += grad * unit
+        grad_unit = grad * factor
+        result = grad_unit - unit * (tl.sum(grad_unit * unit, axis=1) / D)[:, None]
+        if CENTERED:
+            bias_sum += grad
+            result -= (tl.sum(grad_unit, axis=1) / D)[:, None]
+        result *= scale
+        if HAS_GRAD_TOTAL:
+            result += tl.load(grad_total + offsets, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask=inside)
+    tl.store(weight_parts + program * D + cols, tl.sum(weight_sum, axis=0), mask=cols < D)
+    if CENTERED:
+        tl.store(bias_parts + program * D + cols, tl.sum(bias_sum, axis=0), mask=cols < D)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Rows a tile, warps, and for the backward pass programs a multiprocessor and tiles in flight of each."""
+
+    rows: int
+    warps: int
+    programs_an_sm: int = 4
+    stages: int = 1
+
+
+def default_launch(width: int) -> Launch:
+    """About 2,048 elements a tile, 16 a thread (kernels/README.md)."""
+    padded = _padded(width)
+    rows = max(1, 1024 // padded)
+    return Launch(rows, min(16, max(1, padded * rows // 512)))
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def forward(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    launch: Launch | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm."""
+    width = x.shape[-1]
+    count = x.numel() // width
+    normed = torch.empty_like(x)
+    total = x if residual is None else torch.empty_like(x)
+    means = None if bias is None else torch.empty(count, dtype=torch.float32, device=x.device)
+    scales = torch.empty(count, dtype=torch.float32, device=x.device)
+    if count:
+        launch = launch or default_launch(width)
+        _forward[(triton.cdiv(count, launch.rows),)](
+            x, residual, weight, bias, normed, total, means, scales, count, eps,
+            width, _padded(width), launch.rows, bias is not None, residual is not None, num_warps=launch.warps,
+        )  # fmt: skip
+    return normed, total, means, scales
+
+
+def backward(
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    means: torch.Tensor | None,
+    scales: torch.Tensor,
+    grad_normed: torch.Tensor,
+    grad_total: torch.Tensor | None,
+    launch: Launch | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of x (and of the residual: the same), weight and, unless `means` is None, bias."""
+    width = total.shape[-1]
+    count = total.numel() // width
+    launch = launch or default_launch(width)
+    tiles = triton.cdiv(count, launch.rows)
+    programs = max(1, min(tiles, streaming_multiprocessors(total.device) * launch.programs_an_sm))
+    rows_a_program = triton.cdiv(tiles, programs) * launch.rows
+    grad_x = torch.empty_like(total)
+    parts = torch.empty(1 if means is None else 2, programs, width, dtype=torch.float32, device=total.device)
+    _backward[(programs,)](
+        total, weight, means, scales, grad_normed, grad_total, grad_x, parts[0], None if means is None else parts[1], count, rows_a_program,
+        width, _padded(width), launch.rows, means is not None, grad_total is not None, launch.stages, num_warps=launch.warps,
+    )  # fmt: skip
+    sums = parts.sum(dim=1).to(weight.dtype)
+    return grad_x, sums[0], None if means is None else sums[1]
+
+
+class AddNorm(torch.autograd.Function):
+    """(normed, total) of x, residual or None, weight, bias or None (RMSNorm); without a residual, total is None."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed, total, means, scales = forward(x, residual, weight, bias, eps)
+        ctx.save_for_backward(total, weight, means, scales)
+        ctx.has_residual = residual is not None
+        ctx.set_materialize_grads(False)
+        return normed, total if residual is not None else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, grad_normed: torch.Tensor | None, grad_total: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]:
+        total, weight, means, scales = ctx.saved_tensors
+        if grad_normed is None:  # only the sum was used
+            return grad_total, grad_total, None, None, None
+        grad_total = None if grad_total is None else grad_total.contiguous()
+        grad_x, grad_weight, grad_bias = backward(total, weight, means, scales, grad_normed.contiguous(), grad_total)
+        return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias, None

@@ -1,0 +1,104 @@
+"""What the kernels of packed-document attention share: launches, the order of tiles, masked tiles of a packed tensor, ranges of keys."""
+
+# ruff: noqa: ANN001, ANN201 - the arguments of a Triton kernel are pointers and numbers of the launch
+# mypy: disable-error-code=no-untyped-def
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Rows of the tile that stays, rows of the tile that walks, warps, pipeline stages."""
+
+    rows: int
+    step: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The three launches of one attention."""
+
+    forward: Launch
+    queries: Launch
+    keys: Launch
+
+
+def default_plan(head_dim: int, dtype: torch.dtype, *, packed: bool) -> Plan:
+    """The launches measured best on an H100 (kernels/README.md); rows packed with several documents waste less in short steps."""
+    if dtype == torch.float32:
+        small = Launch(32, 32, 4, 1)
+        return Plan(small, small, small)
+    if head_dim > 128:
+        wide = Launch(64, 32, 4, 1)
+        return Plan(wide, wide, wide)
+    step = 32 if packed else 64
+    return Plan(Launch(64, step, 4, 3), Launch(64, step, 4, 2), Launch(64, 64, 4, 2))
+
+
+def head_parts(head_dim: int) -> tuple[int, int, bool]:
+    """Columns of the main part, of the rest, and whether there is a rest: 96 = 64 + 32 is a quarter less work than 128.
+
+    Triton's tiles are powers of two wide, at least 16. A head that is no sum of two of them is padded to one.
+    """
+    power = triton.next_power_of_2(head_dim)
+    rest = head_dim - power // 2
+    if head_dim < power and rest >= 16 and rest == triton.next_power_of_2(rest):
+        return power // 2, rest, True
+    return max(16, power), 16, False
+
+
+def sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int]:
+    """Grid and tiles a row."""
+    batch, frames, heads, _, _ = qkv_BTN3H.shape
+    tiles = triton.cdiv(frames, launch.rows)
+    return (tiles * batch * heads,), tiles
+
+
+@triton.jit
+def tile_of_program(tiles, batch, heads, LAST_FIRST: tl.constexpr):
+    """Tile, row of the batch and head of this program: all heads of all rows at one tile are neighbours; heavy tiles come first."""
+    program = tl.program_id(0)
+    pairs = batch * heads
+    tile = program // pairs
+    if LAST_FIRST:
+        tile = tiles - 1 - tile
+    pair = program % pairs
+    return tile, (pair // heads).to(tl.int64), pair % heads
+
+
+@triton.jit
+def load_columns(rows, row_inside, ROWS_MASKED: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, H: tl.constexpr):
+    """Columns FIRST.. of the rows that the (R, 1) pointers begin; 0 beyond the head width and outside `row_inside`."""
+    cols = FIRST + tl.arange(0, COUNT)[None, :]
+    if ROWS_MASKED:
+        tile = tl.load(rows + cols, mask=row_inside[:, None] & (cols < H), other=0.0)
+    elif FIRST + COUNT > H:
+        tile = tl.load(rows + cols, mask=cols < H, other=0.0)
+    else:
+        tile = tl.load(rows + cols)
+    return tile
+
+
+@triton.jit
+def store_columns(rows, tile, row_inside, FIRST: tl.constexpr, COUNT: tl.constexpr, H: tl.constexpr):
+    """Writes what `load_columns` reads."""
+    cols = FIRST + tl.arange(0, COUNT)[None, :]
+    tl.store(rows + cols, tile.to(rows.dtype.element_ty), mask=row_inside[:, None] & (cols < H))
+
+
+@triton.jit
+def key_range(key_firsts, key_ends, line, first, last, STEP: tl.constexpr):
+    """Begin, end of the unmasked walk, and end of the keys that queries first..last see."""
+    begin = tl.load(key_firsts + line + first)
+    end = tl.load(key_ends + line + last)
+    one_document = tl.load(key_firsts + line + last) == begin
+    seen_by_all = tl.where(one_document, tl.load(key_ends + line + first) - begin, 0)
+    return begin, begin + seen_by_all // STEP * STEP, end

@@ -1,0 +1,420 @@
+"""Saving and restoring a training by canonical parameter names, under any layout, without pickle.
+
+    OUT/checkpoints/step-00000100/manifest.json                  config, vocabulary, position, parameters, sha256 of every file
+                                  weights-pp00-tp00.safetensors   one a (pipeline, tensor) rank; NAME -> its cut, without padding rows
+                                  optimizer-pp00-tp00.safetensors NAME.exp_avg, NAME.exp_avg_sq, NAME.master (bf16 training: fp32 weights)
+                                  rng-00000.safetensors           one a rank
+
+A checkpoint is published by renaming its folder after every rank has written, so one without a manifest does not exist. The learning
+rate and the position in the data are functions of the step, so the step is all that they need.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from uniaudio.atomic import fsync_directory, publish_bytes
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.log import get_logger
+from uniaudio.pretrain.data.vocabulary import Vocabulary
+from uniaudio.pretrain.engine import MOMENTS, Engine, Slot, make_slot
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.tensor_file import TensorFiles, TensorFileWriter, file_digest
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+logger = get_logger("checkpoint")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says of its training, beside tensors."""
+
+    run: RunConfig
+    vocabulary: Vocabulary
+    mlflow_run_id: str | None
+    git_commit: str
+    tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # view -> name, options, version: who made the codes
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """`root`/step-00000100."""
+    return root / f"step-{step:08d}"
+
+
+def published(root: Path) -> list[Path]:
+    """Published checkpoints of a folder, oldest first."""
+    return sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}"))
+
+
+# ---- saving ----
+
+
+def save(root: Path, step: int, engine: Engine, identity: Identity, *, next_row: int, keep: int) -> Path:
+    """Writes and publishes the checkpoint of `step`, then removes all but the `keep` newest; a collective call.
+
+    `next_row`: where the data goes on.
+
+    Raises:
+        UserError: on every rank, where one could not write (a full disk, say); earlier checkpoints are left whole.
+    """
+    final = folder_of(root, step)
+    temporary = root / f".{final.name}.tmp"
+    prepared = _on_rank_zero(engine, lambda: _fresh(temporary))
+    reports = engine.gather(prepared or _write_rank(temporary, engine))
+    faults = [report for report in reports if isinstance(report, str)]
+    fault = (
+        faults[0]
+        if faults
+        else _on_rank_zero(engine, lambda: _publish(temporary, final, {"step": step, "row": next_row}, identity, reports))
+    )
+    if fault:
+        _on_rank_zero(engine, lambda: shutil.rmtree(temporary, ignore_errors=True))
+        left = published(root)
+        raise UserError(
+            f"cannot write the checkpoint of step {step} to {root}",
+            seen=fault,
+            remedy=f"make room, then start again: it resumes from {left[-1].name if left else 'the beginning'}",
+        )
+    _on_rank_zero(engine, lambda: _prune(root, keep))
+    return final
+
+
+def _fresh(temporary: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def _on_rank_zero(engine: Engine, action: Callable[[], None]) -> str | None:
+    """Runs `action` on rank 0 while the others wait; its OSError as text on every rank, None where it went well."""
+    fault = None
+    if engine.layout.rank == 0:
+        try:
+            action()
+        except OSError as error:
+            fault = str(error)
+    return next((text for text in engine.gather(fault) if text), None)
+
+
+def _entries(engine: Engine, slot: Slot) -> tuple[tuple[int, ...], dict[str, torch.dtype]]:
+    """Shape of this rank's cut without padding, and the dtype of each of its tensors."""
+    shape = list(slot.shape)
+    if slot.partition_dim is not None:
+        shape[slot.partition_dim] = slot.valid
+    dtypes = {"weight": engine.dtype, **dict.fromkeys(MOMENTS, torch.float32)}
+    if engine.dtype != torch.float32:
+        dtypes["master"] = torch.float32
+    return tuple(shape), dtypes
+
+
+def _write_rank(folder: Path, engine: Engine) -> dict[str, Any] | str:
+    """This rank's files; what the manifest says of them, or the fault as text.
+
+    Reading the state is collective over the data-parallel ranks, so after a fault it goes on without writing.
+    """
+    layout, tag = engine.layout, f"pp{engine.layout.pipeline_rank:02d}-tp{engine.layout.tensor.rank:02d}"
+    report: dict[str, Any] = {"files": {}, "parameters": {}}
+    fault: str | None = None
+    engine.link_state()
+    with ExitStack() as stack:
+        writers: dict[str, TensorFileWriter] = {}
+        try:
+            _write_rng(folder / f"rng-{layout.rank:05d}.safetensors", engine, report["files"])
+            if layout.data_parallel_rank == 0:
+                writers = {kind: stack.enter_context(writer) for kind, writer in _open_writers(folder, tag, engine).items()}
+        except OSError as error:
+            fault = str(error)
+        for slot in engine.slots:
+            tensors = engine.read_state(slot)
+            if fault or not writers:
+                continue
+            try:
+                for key in _entries(engine, slot)[1]:
+                    kind, name = ("weights", slot.name) if key == "weight" else ("optimizer", f"{slot.name}.{key}")
+                    writers[kind].write(name, tensors[key])
+            except OSError as error:
+                fault = str(error)
+                stack.pop_all()  # half-written files, to be removed: nothing to complete
+        try:
+            stack.close()
+        except OSError as error:
+            fault = fault or str(error)
+    if fault:
+        return f"rank {layout.rank}: {fault}"
+    for kind, writer in writers.items():
+        report["files"][f"{kind}-{tag}.safetensors"] = {"sha256": writer.digest, "bytes": writer.size}
+    if writers:
+        report["parameters"] = {slot.name: _describe(slot, tag) for slot in engine.slots}
+    return report
+
+
+def _open_writers(folder: Path, tag: str, engine: Engine) -> dict[str, TensorFileWriter]:
+    weights, optimizer = [], []
+    for slot in engine.slots:
+        shape, dtypes = _entries(engine, slot)
+        weights.append((slot.name, dtypes.pop("weight"), shape))
+        optimizer += [(f"{slot.name}.{key}", dtype, shape) for key, dtype in dtypes.items()]
+    named = {"weights": weights, "optimizer": optimizer}
+    return {kind: TensorFileWriter(folder / f"{kind}-{tag}.safetensors", entries) for kind, entries in named.items()}
+
+
+def _write_rng(path: Path, engine: Engine, files: dict[str, Any]) -> None:
+    states = {"cpu": torch.get_rng_state()}
+    if engine.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(engine.device)
+    with TensorFileWriter(path, [(name, state.dtype, tuple(state.shape)) for name, state in states.items()]) as writer:
+        for name, state in states.items():
+            writer.write(name, state)
+    files[path.name] = {"sha256": writer.digest, "bytes": writer.size}
+
+
+def _describe(slot: Slot, tag: str) -> dict[str, Any]:
+    part = {"tag": tag, "start": slot.start, "stop": slot.start + slot.valid}
+    return {"shape": list(slot.shape), "dim": slot.partition_dim, "parts": [part]}
+
+
+def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
+    files: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    for report in reports:
+        files |= report["files"]
+        for name, entry in report["parameters"].items():
+            parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
+    manifest = {
+        "format": FORMAT,
+        "step": position["step"],
+        "data_position": position,
+        "config": identity.run.model_dump(mode="json"),
+        "vocabulary": {"fingerprint": identity.vocabulary.fingerprint, "table": identity.vocabulary.to_table()},
+        "mlflow_run_id": identity.mlflow_run_id,
+        "git_commit": identity.git_commit,
+        "tokenizers": identity.tokenizers,
+        "torch": torch.__version__,
+        "files": files,
+        "parameters": parameters,
+    }
+    publish_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+    if final.exists():  # a damaged one that a resume went behind
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    fsync_directory(final.parent)
+
+
+def _prune(root: Path, keep: int) -> None:
+    for path in published(root)[:-keep]:
+        (path / MANIFEST).unlink()  # first: a half-removed folder is no checkpoint
+        shutil.rmtree(path)
+
+
+# ---- restoring ----
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a training goes on."""
+
+    step: int
+    path: Path
+    manifest: dict[str, Any]
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder; DamagedCheckpoint where it cannot be read, UserError for a newer format."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        format_number, _ = manifest["format"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST}: {error}") from error
+    if format_number != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has another format", seen=format_number, allowed=FORMAT, remedy="use the version of uniaudio that wrote it"
+        )
+    return manifest
+
+
+def verify(path: Path, manifest: dict[str, Any], *, share: int = 0, shares: int = 1, prefix: str = "") -> None:
+    """Compares size and sha256 of every `shares`-th file; DamagedCheckpoint names the first that differs."""
+    for name, entry in sorted(manifest["files"].items())[share::shares]:
+        if not name.startswith(prefix):
+            continue
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["bytes"]:
+            raise DamagedCheckpoint(f"{name}: {'missing' if size is None else f'{size} bytes'}, expected {entry['bytes']} bytes")
+        if (digest := file_digest(file)) != entry["sha256"]:
+            raise DamagedCheckpoint(f"{name}: sha256 {digest[:12]}, expected {entry['sha256'][:12]}")
+
+
+def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | None:
+    """Loads the newest whole checkpoint of `root` into the engine; None where there is none; a collective call.
+
+    A damaged one is reported and the one before it is taken.
+
+    Raises:
+        UserError: all are damaged, or the checkpoint is of another vocabulary or model.
+    """
+    paths = engine.gather(published(root))[0]
+    damaged = []
+    for path in reversed(paths):
+        fault, manifest = None, {}
+        try:
+            manifest = read_manifest(path)
+            verify(path, manifest, share=engine.layout.rank, shares=engine.layout.world_size)
+        except DamagedCheckpoint as error:
+            fault = str(error)
+        fault = next((text for text in engine.gather(fault) if text), None)
+        if fault is None:
+            load_tensors(path, manifest, engine, vocabulary, optimizer=True)
+            _restore_rng(path, manifest, engine)
+            return Restored(manifest["step"], path, manifest)
+        damaged.append(f"{path.name}: {fault}")
+        logger.error("checkpoint %s is damaged (%s); going back to the one before it", path, fault)
+    if damaged:
+        raise UserError(
+            f"no whole checkpoint in {root}",
+            seen="; ".join(damaged),
+            remedy="restore one from a copy, or move the folder away to start over",
+        )
+    return None
+
+
+def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabulary: Vocabulary, *, optimizer: bool) -> None:
+    """Weights, and with `optimizer` the moments and the step count, each rank its own cuts, whatever layout wrote them."""
+    check_vocabulary(path, manifest, vocabulary)
+    _check_parameters(path, manifest, {slot.name: slot.shape for slot in engine.slots})
+    if optimizer:
+        engine.prepare_state(manifest["step"])
+    files = TensorFiles(path)
+    for slot in engine.slots:
+        keys = ("weight", "master", *(MOMENTS if optimizer else ()))
+        tensors = {key: read_cut(files, manifest, slot, key) for key in keys}
+        engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+    files.close()
+
+
+def read_cut(files: TensorFiles, manifest: dict[str, Any], slot: Slot, key: str) -> torch.Tensor | None:
+    """The slot's cut of a saved tensor, put together from the parts that hold it; None where it was not saved."""
+    name, dim, start, length = slot.name, slot.partition_dim, slot.start, slot.valid
+    entry = manifest["parameters"][name]
+    kind, tensor_name = ("weights", name) if key == "weight" else ("optimizer", f"{name}.{key}")
+    file_of = {part["tag"]: f"{kind}-{part['tag']}.safetensors" for part in entry["parts"]}
+    if not files.has(next(iter(file_of.values())), tensor_name):
+        return None
+    if dim is None:
+        return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
+    pieces: list[torch.Tensor] = []
+    for part in sorted(entry["parts"], key=lambda part: part["start"]):
+        low, high = max(start, part["start"]), min(start + length, part["stop"])
+        if low < high or (length == 0 and not pieces):
+            pieces.append(files.read(file_of[part["tag"]], tensor_name, dim, low - part["start"], max(high, low) - part["start"]))
+    return torch.cat(pieces, dim=dim)
+
+
+def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """UserError with both tables where the checkpoint numbers tokens differently."""
+    if manifest["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
+        vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
+
+
+def _check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    saved = {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
+    for name, shape in shapes.items():
+        if saved.get(name) != shape:
+            raise UserError(
+                f"checkpoint {path} is of another model: parameter {name}",
+                seen=saved.get(name, "not in the checkpoint"),
+                allowed=shape,
+                remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
+            )
+
+
+def _restore_rng(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
+    """This rank's generators; ranks that the checkpoint did not know get a seed of their own."""
+    name = f"rng-{engine.layout.rank:05d}.safetensors"
+    files = TensorFiles(path)
+    if name not in manifest["files"]:
+        torch.manual_seed((manifest["config"]["train"]["seed"] << 32) + (manifest["step"] << 12) + engine.layout.rank)
+        return
+    torch.set_rng_state(files.read(name, "cpu"))
+    if engine.device.type == "cuda" and files.has(name, "cuda"):
+        torch.cuda.set_rng_state(files.read(name, "cuda"), engine.device)
+    files.close()
+
+
+# ---- weights alone ----
+
+
+def find(path: Path) -> Path:
+    """A checkpoint folder as given, or the newest one of a run's `output_dir` (or of its folder `checkpoints`)."""
+    for root in (path, path / "checkpoints"):
+        if (root / MANIFEST).is_file():
+            return root
+        if found := published(root):
+            return found[-1]
+    raise UserError(
+        "no checkpoint there", seen=path, allowed=f"a folder that holds {MANIFEST}, or the train.output_dir of a run that has saved"
+    )
+
+
+def load_weights(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
+    """Weights of another training into the engine, for fine-tuning: moments and step start afresh. Returns the folder they came from."""
+    path = find(path)
+    manifest = _whole_manifest(path)
+    load_tensors(path, manifest, engine, vocabulary, optimizer=False)
+    return path
+
+
+def load_model(path: Path, device: torch.device | str, dtype: torch.dtype) -> tuple[MultiScaleTransformer, RunConfig, Vocabulary]:
+    """The model of a checkpoint (or of a run's newest), whole on one device, in evaluation mode.
+
+    Raises:
+        UserError: no checkpoint there, or its bytes are not those that were written.
+    """
+    path = find(Path(path))
+    manifest = _whole_manifest(path)
+    run = RunConfig.model_validate(manifest["config"])
+    vocabulary = Vocabulary.from_table(manifest["vocabulary"]["table"])
+    backend: Literal["torch", "triton"] = "triton" if torch.device(device).type == "cuda" and run.model.kernels != "torch" else "torch"
+    model = MultiScaleTransformer(run.model, vocabulary, num_tasks=len(run.data.tasks), backend=backend, seed=run.train.seed)
+    slots = [make_slot(name, parameter, Layout()) for name, parameter in model.named_parameters()]
+    _check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
+    files = TensorFiles(path)
+    with torch.no_grad():
+        for slot in slots:
+            tensor = read_cut(files, manifest, slot, "weight")
+            assert tensor is not None
+            target = slot.parameter if slot.partition_dim is None else slot.parameter.narrow(slot.partition_dim, 0, slot.valid)
+            target.copy_(tensor)
+    files.close()
+    return model.to(device=device, dtype=dtype).eval(), run, vocabulary
+
+
+def _whole_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(path)
+        verify(path, manifest, prefix="weights-")
+    except DamagedCheckpoint as error:
+        raise UserError(f"checkpoint {path} is damaged", seen=error, remedy="use an earlier one") from error
+    return manifest
+
+
+def read_tokenizers(path: Path) -> dict[str, dict[str, Any]]:
+    """View -> `name`, `options`, `version` of the tokenizer that made the checkpoint's shards; empty where they did not say."""
+    path = find(Path(path))
+    try:
+        return read_manifest(path).get("tokenizers", {})
+    except DamagedCheckpoint as error:
+        raise UserError(f"checkpoint {path} is damaged", seen=error, remedy="use an earlier one") from error

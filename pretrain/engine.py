@@ -1,0 +1,370 @@
+"""DeepSpeed around the one model: forward, backward, gradient reduction, optimizer step, for every layout.
+
+Owns the process groups' use, the normalisation of the loss and access to each parameter's state by canonical name. Does not own the loop
+(`trainer`), files (`checkpoint`) or the schedule (`optim`). Batches come in on the CPU; statistics go out as tensors on the device.
+
+The loss of a step is sum(losses) / N over all target codes of all micro-batches of all data-parallel ranks. DeepSpeed divides each
+micro-batch's loss by the accumulation and averages gradients over the data-parallel ranks, so a micro-batch hands it
+sum(its losses) x (data_parallel_size x accumulation / N).
+"""
+
+import contextlib
+import io
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from uniaudio.configs.run import RunConfig
+from uniaudio.log import get_logger
+from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.model.flops import layer_flops
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.optim import gradient_norm, make_optimizer
+from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.stages import balanced_bounds
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+logger = get_logger("engine")
+
+
+@dataclass
+class StepStatistics:
+    """What a step left behind, on the device, equal on all ranks.
+
+    loss_sums_KQ, counts_KQ: float64; sums over all ranks and micro-batches by task and level. gradient_norm: before clipping.
+    """
+
+    loss_sums_KQ: torch.Tensor
+    counts_KQ: torch.Tensor
+    gradient_norm: torch.Tensor | float | None = None
+
+
+@dataclass
+class Slot:
+    """One parameter of this process.
+
+    name: canonical, that of the one-process model. partition_dim: dimension cut over tensor-parallel ranks, None where whole.
+    shape: of the whole parameter without padding rows. start: where this rank's cut begins in `shape[partition_dim]`. valid: how much of
+    this rank's cut is not padding.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    partition_dim: int | None
+    start: int
+    valid: int
+
+
+def make_slot(name: str, parameter: nn.Parameter, layout: Layout) -> Slot:
+    """The slot of a parameter as `pretrain.parallel.tensor` marked it."""
+    shape, dim = list(parameter.shape), getattr(parameter, "partition_dim", -1)
+    rows = getattr(parameter, "valid_rows", None)
+    if dim < 0:
+        return Slot(name, parameter, tuple(shape), None, 0, 0)
+    local = shape[dim]
+    shape[dim] = rows if rows is not None else local * layout.tensor.size
+    start = min(local * layout.tensor.rank, shape[dim])
+    return Slot(name, parameter, tuple(shape), dim, start, min(local, shape[dim] - start))
+
+
+class Engine:
+    """One model under one layout. `num_tasks` is K of the statistics.
+
+    Parameters exist before DeepSpeed wraps them, so `slots` is the same list of names under ZeRO, tensor and pipeline parallelism.
+    """
+
+    def __init__(self, run: RunConfig, model: MultiScaleTransformer, layout: Layout, *, device: torch.device) -> None:
+        self.run, self.layout, self.device = run, layout, device
+        self.dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+        self._micro_batches = run.optim.gradient_accumulation
+        self._totals = torch.zeros((2, len(run.data.tasks), run.model.num_codebooks), dtype=torch.float64, device=device)
+        self._loss_scale = torch.ones((), device=device)
+        self._norm: torch.Tensor | float | None = None
+        self._plain = run.parallel.zero_stage == 0
+        self._initialize(model)
+
+    # ---- set-up ----
+
+    def _initialize(self, model: MultiScaleTransformer) -> None:
+        deepspeed = _import_deepspeed(self.device)
+        _init_process_group(self.device)
+        self.control_group = dist.new_group(backend="gloo")  # what the host must know: no wait for the device
+        deepspeed.init_distributed(dist.get_backend(), dist_init_required=False)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule and its grid print their layers
+            module = self._as_pipeline(model) if self.layout.pipeline_size > 1 else model.to(self.device)
+            self.slots = [make_slot(names[id(p)], p, self.layout) for p in module.parameters() if p.requires_grad]
+            for slot in self.slots:
+                # DeepSpeed counts a parameter in the norm where it is marked as cut, and others on tensor rank 0 only.
+                # Marked like this each parameter counts exactly once under every layout.
+                slot.parameter.model_parallel = slot.partition_dim is not None or self.layout.tensor.rank == 0
+            named = [(slot.name, slot.parameter) for slot in self.slots]
+            self._base = make_optimizer(self.run.optim, named, fused=self.device.type == "cuda")
+            if self._plain:
+                self._base.register_step_pre_hook(self._clip)
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
+            )
+
+    def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:
+        from deepspeed.pipe import PipelineModule
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+        layers = model.named_layers()
+        costs = layer_flops(self.run.model, self.run.data.frames_per_row, model.vocabulary_size)
+        bounds = balanced_bounds(costs, self.layout.pipeline_size)
+        logger.info("pipeline stages: %s", "; ".join(f"{layers[a][0]}..{layers[b - 1][0]}" for a, b in itertools.pairwise(bounds)))
+
+        class Stages(PipelineModule):
+            """PipelineModule with stage bounds given instead of guessed."""
+
+            def _partition_layers(self, method: str = "given") -> None:
+                self.parts = bounds
+                stage = self._topo.get_coord(self.global_rank).pipe
+                self._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
+
+        parallel = self.run.parallel
+        topology = PipeModelDataParallelTopology(
+            num_pp=parallel.pipeline_parallel_size, num_mp=parallel.tensor_parallel_size, num_dp=parallel.data_parallel_size
+        )
+        os.environ.setdefault("LOCAL_RANK", str(self.device.index or 0))
+        stages = Stages([layer for _, layer in layers], topology=topology, loss_fn=self._pipeline_loss)
+        self._model_group = stages._grid.get_model_parallel_group()
+        return stages
+
+    def _mpu(self) -> object | None:
+        if self.layout.pipeline_size > 1:
+            return None  # the PipelineModule's grid is its own
+        self._model_group = self.layout.tensor.group
+        if self.layout.tensor.size == 1:
+            return None
+        from uniaudio.pretrain.parallel.groups import DeepSpeedGroups
+
+        return DeepSpeedGroups()
+
+    def _config(self) -> dict[str, Any]:
+        run = self.run
+        return {
+            "train_micro_batch_size_per_gpu": run.data.rows_per_micro_batch,
+            "gradient_accumulation_steps": self._micro_batches,
+            "gradient_clipping": 0.0 if self._plain else run.optim.clip_norm,
+            "zero_optimization": {"stage": run.parallel.zero_stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+            "steps_per_print": 2**31 - 1,
+        }
+
+    # ---- a step ----
+
+    def train_step(self, batches: Sequence[Batch], *, learning_rate: float) -> StepStatistics:
+        """One optimizer step over this rank's micro-batches (`gradient_accumulation` of them); a collective call."""
+        if len(batches) != self._micro_batches:
+            raise ValueError(f"{len(batches)} micro-batches; optim.gradient_accumulation is {self._micro_batches}")
+        for group in self._base.param_groups:
+            group["lr"] = learning_rate
+        batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
+        self._set_loss_scale(batches)
+        self._totals.zero_()
+        if self.layout.pipeline_size > 1:
+            self._deepspeed.train_batch(data_iter=self._pipeline_batches(batches))
+        else:
+            self._deepspeed.train()
+            for batch in batches:
+                sums_KQ, counts_KQ = self._deepspeed(batch.as_tuple())
+                self._deepspeed.backward(self._collect(sums_KQ, counts_KQ))
+                self._deepspeed.step()
+        if not self._plain:
+            self._norm = self._deepspeed.get_global_grad_norm()
+        return self._statistics(self._norm)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> StepStatistics:
+        """Loss sums of this rank's batches together with all others'; weights unchanged. Every rank gives as many batches."""
+        batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
+        self._loss_scale.fill_(1.0)
+        self._totals.zero_()
+        if self.layout.pipeline_size > 1:
+            self._deepspeed.eval_batch(
+                self._pipeline_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
+            )
+        else:
+            self._deepspeed.eval()
+            for batch in batches:
+                self._collect(*self._deepspeed(batch.as_tuple()))
+        return self._statistics(None)
+
+    def _set_loss_scale(self, batches: Sequence[Batch]) -> None:
+        count = torch.stack([batch.target_mask_BTQ.sum() for batch in batches]).sum()
+        if self.layout.data_parallel_size > 1:
+            dist.all_reduce(count, group=self.layout.data_parallel_group)
+        self._loss_scale.copy_(self.layout.data_parallel_size * self._micro_batches / count.clamp(min=1))
+
+    def _collect(self, sums_KQ: torch.Tensor, counts_KQ: torch.Tensor) -> torch.Tensor:
+        """Adds a micro-batch to the totals; returns its share of the loss for the backward pass."""
+        self._totals[0] += sums_KQ.detach()
+        self._totals[1] += counts_KQ
+        return sums_KQ.sum() * self._loss_scale
+
+    def _pipeline_loss(self, outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        return self._collect(*outputs)
+
+    def _pipeline_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+        unused_label = torch.zeros(1, device=self.device)  # the targets are in the batch, and travel with it
+        return iter([(batch.as_tuple(), unused_label) for batch in batches])
+
+    def _clip(self, *_: object) -> None:
+        """Before the plain optimizer's step: the norm over the whole model, and all gradients scaled to `clip_norm` at most."""
+        gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
+        counted = [slot.parameter.grad for slot in self.slots if slot.parameter.model_parallel and slot.parameter.grad is not None]
+        self._norm = gradient_norm(counted, self._model_group)
+        torch._foreach_mul_(gradients, (self.run.optim.clip_norm / (self._norm + 1e-6)).clamp(max=1.0))
+
+    def _statistics(self, norm: torch.Tensor | float | None) -> StepStatistics:
+        """One all-reduce over the world: ranks that hold no loss, or a copy of it, add zeros."""
+        counted = self.layout.is_last_stage and self.layout.tensor.rank == 0
+        totals = self._totals.clone() if counted else torch.zeros_like(self._totals)
+        if self.layout.world_size > 1:
+            dist.all_reduce(totals)
+        return StepStatistics(totals[0], totals[1], norm)
+
+    # ---- agreement between ranks ----
+
+    def any_rank(self, flag: bool) -> bool:
+        """True on all ranks where it is on one."""
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control_group)
+        return bool(value.item())
+
+    def sum_over_data(self, counts: torch.Tensor) -> torch.Tensor:
+        """Sum over the data-parallel ranks of a CPU tensor of integers that is equal on all ranks of each."""
+        share = self.layout.world_size // self.layout.data_parallel_size
+        total = counts.clone()
+        dist.all_reduce(total, group=self.control_group)
+        return total // share
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, by rank; small Python objects."""
+        values: list[Any] = [None] * self.layout.world_size
+        dist.all_gather_object(values, value, group=self.control_group)
+        return values
+
+    # ---- state by name ----
+
+    def prepare_state(self, step: int) -> None:
+        """Makes AdamW's state exist, with zero moments, as after `step` updates; `write_state` then fills it."""
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        for parameter in self._optimized():
+            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+            self._base.state[parameter] = {"step": torch.tensor(float(step), device=device), **moments}
+        self.link_state()
+
+    def _optimized(self) -> list[torch.Tensor]:
+        """The tensors that AdamW updates: the parameters, or this rank's fp32 partitions of them."""
+        wrapper, stage = self._deepspeed.optimizer, self.run.parallel.zero_stage
+        if stage == 0:
+            return [slot.parameter for slot in self.slots]
+        if stage == 3:
+            return wrapper.fp32_partitioned_groups_flat
+        return (
+            wrapper.fp32_groups_flat_partition
+            if hasattr(wrapper, "fp32_groups_flat_partition")
+            else wrapper.single_partition_of_fp32_groups
+        )
+
+    def link_state(self) -> None:
+        """Before `read_state`: DeepSpeed's ZeRO 1 and 2 link parameters to moments when only the first group's exist; done again here."""
+        if self.run.parallel.zero_stage in (1, 2):
+            self._deepspeed.optimizer._hp_optimizer_states_linked = False
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def read_state(self, slot: Slot) -> dict[str, torch.Tensor]:
+        """`weight` in the model's dtype, `master` where it differs from fp32, and the moments; this rank's cut, without padding rows.
+
+        A collective call over the data-parallel ranks; every rank gets the whole cut.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self._plain:
+            state = self._base.state[slot.parameter]
+            tensors = {"weight": slot.parameter.detach(), **{key: state[key] for key in MOMENTS}}
+        else:
+            master = safe_get_full_fp32_param(slot.parameter)
+            tensors = {"weight": master.to(self.dtype), **{key: safe_get_full_optimizer_state(slot.parameter, key) for key in MOMENTS}}
+            if self.dtype != torch.float32:
+                tensors["master"] = master
+        if slot.partition_dim is not None:
+            tensors = {key: tensor.narrow(slot.partition_dim, 0, slot.valid) for key, tensor in tensors.items()}
+        return tensors
+
+    @torch.no_grad()
+    def write_state(self, slot: Slot, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `read_state`; `master` may be missing (then `weight` serves), and so may both moments (they stay)."""
+        tensors = {key: self._padded(slot, tensor) for key, tensor in tensors.items()}
+        master = tensors.get("master", tensors["weight"]).float()
+        moments = {key: tensors[key] for key in MOMENTS if key in tensors}
+        if self._plain:
+            slot.parameter.copy_(master)
+            for key, tensor in moments.items():
+                self._base.state[slot.parameter][key].copy_(tensor)
+        elif self.run.parallel.zero_stage == 3:
+            self._write_partitioned(slot.parameter, master, moments)
+        else:
+            slot.parameter.data.copy_(master)
+            slot.parameter.set_full_hp_param(master)
+            for key, tensor in moments.items():
+                slot.parameter.set_full_hp_param(tensor, key)
+
+    def _padded(self, slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
+        """With the padding rows of this rank's cut, as zeros, on the device."""
+        tensor = tensor.to(self.device)
+        if slot.partition_dim is None:
+            return tensor
+        whole = list(tensor.shape)
+        local = getattr(slot.parameter, "ds_shape", slot.parameter.shape)[slot.partition_dim]
+        whole[slot.partition_dim] = local - slot.valid
+        return torch.cat([tensor, tensor.new_zeros(whole)], dim=slot.partition_dim) if local > slot.valid else tensor
+
+    def _write_partitioned(self, parameter: nn.Parameter, master: torch.Tensor, moments: dict[str, torch.Tensor]) -> None:
+        """ZeRO-3: this rank's share of the flat, padded parameter."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        share = safe_get_local_fp32_param(parameter).numel()
+        ranks, rank = self.layout.data_parallel_size, self.layout.data_parallel_rank
+
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            return nn.functional.pad(tensor.flatten(), (0, share * ranks - tensor.numel())).narrow(0, share * rank, share)
+
+        safe_set_local_fp32_param(parameter, cut(master))
+        parameter.ds_tensor.copy_(cut(master)[: parameter.ds_tensor.numel()])
+        for key, tensor in moments.items():
+            safe_set_local_optimizer_state(parameter, cut(tensor), key)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Imports DeepSpeed for this device, silent below warnings; it reads DS_ACCELERATOR at import, and builds no op."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else its first collective compiles C++ (and waits for a stale lock)
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # names of collectives that DeepSpeed still uses
+    return deepspeed
+
+
+def _init_process_group(device: torch.device) -> None:
+    """A process of its own is a world of one; more were joined by `parallel.layout`."""
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -1,0 +1,183 @@
+"""Starting the processes of a layout: one plain command becomes one process a rank, or joins what torchrun or Slurm started.
+
+Owns the environment of the ranks and their common death; knows nothing of models. The children run the same command line again with
+RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, and die with the parent, however it dies.
+"""
+
+import ctypes
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from uniaudio.configs.parallel import ParallelConfig
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+
+PARENT = "UNIAUDIO_PARENT_PID"
+FAULTS = "UNIAUDIO_FAULTS"
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+SAVED = 75  # exit code of a rank that was asked to stop, and saved (trainer.PREEMPTED)
+GRACE_SECONDS = 60.0  # for the others to end after one has saved
+FAULT_SECONDS = 5.0  # for the others to report the same fault; more than that and they wait for the dead
+_PR_SET_PDEATHSIG = 1
+
+
+def describe(parallel: ParallelConfig) -> str:
+    """Every factor of the layout with its product."""
+    return (
+        f"parallel.tensor_parallel_size {parallel.tensor_parallel_size} x parallel.pipeline_parallel_size {parallel.pipeline_parallel_size}"
+        f" x parallel.data_parallel_size {parallel.data_parallel_size} = {parallel.world_size} processes"
+    )
+
+
+def is_started() -> bool:
+    """True where a launcher (ours, torchrun, Slurm's srun of torchrun) has given this process its rank."""
+    return "RANK" in os.environ
+
+
+def join(parallel: ParallelConfig) -> None:
+    """Checks the launcher's WORLD_SIZE against the layout; a process of one gets the environment of a world of one.
+
+    Raises:
+        UserError: printing every factor.
+    """
+    if not is_started():
+        os.environ.update(_environment(0, 1, free_port()))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != parallel.world_size:
+        raise UserError(
+            "the launcher's WORLD_SIZE does not fit the layout",
+            seen=f"WORLD_SIZE {world_size}",
+            allowed=describe(parallel),
+            remedy=f"start {parallel.world_size} processes, or set parallel.data_parallel_size so that the product is {world_size}",
+        )
+
+
+def require_devices(run: RunConfig) -> None:
+    """Before spawning on this machine: UserError where CUDA is asked for and there are fewer GPUs than processes."""
+    if run.train.device == "cpu":
+        return
+    from torch import cuda
+
+    count = cuda.device_count()
+    if count < run.parallel.world_size and (count or run.train.device == "cuda"):
+        raise UserError(
+            "this machine has fewer GPUs than the layout has processes",
+            seen=f"{count} GPUs",
+            allowed=describe(run.parallel),
+            remedy="a smaller layout, train.device=cpu, or start it on all hosts with torchrun or uniaudio submit",
+        )
+
+
+def die_with_parent() -> None:
+    """A child of `spawn` asks the kernel to be killed when its parent dies, kill -9 included."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before the line above
+        os._exit(1)
+
+
+def report_fault(error: UserError) -> bool:
+    """A child of `spawn` hands its error to the parent, which shows one for all ranks; False where there is no such parent."""
+    folder = os.environ.get(FAULTS)
+    if folder is None:
+        return False
+    Path(folder, f"{int(os.environ['RANK']):06d}.json").write_text(json.dumps({"message": str(error)}), encoding="utf-8")
+    return True
+
+
+def spawn(arguments: Sequence[str], world_size: int) -> int:
+    """Runs `python -m uniaudio ARGUMENTS` once a rank on this machine and waits; returns the exit code.
+
+    The first process that fails ends the others. SIGTERM and SIGUSR1 are passed on.
+
+    Raises:
+        UserError: the one that a child reported.
+    """
+    with tempfile.TemporaryDirectory(prefix="uniaudio-") as faults:
+        shared = {PARENT: str(os.getpid()), FAULTS: faults}
+        port = free_port()
+        command = [sys.executable, "-m", "uniaudio", *arguments]
+        children = [
+            subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}) for rank in range(world_size)
+        ]
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            for child in children:
+                child.send_signal(number)
+
+        previous = {number: signal.signal(number, forward) for number in FORWARDED}
+        grace = 0.0
+        try:
+            code = _wait(children)
+            grace = GRACE_SECONDS if code == SAVED else FAULT_SECONDS
+        finally:
+            _end(children, grace)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        reported = sorted(Path(faults).glob("*.json"))
+        if code and reported:
+            raise UserError(json.loads(reported[0].read_text(encoding="utf-8"))["message"])
+        return code
+
+
+def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),  # megatron-core's overlap counts on launch order
+    }
+    if rank and "UNIAUDIO_LOG_LEVEL" not in os.environ:
+        environment["UNIAUDIO_LOG_LEVEL"] = "WARNING"  # rank 0 speaks for all
+    return environment
+
+
+def free_port() -> int:
+    """A port that nobody listens on, outside those of outgoing connections: rank 0 binds it only seconds later."""
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(lowest_ephemeral, 20_000))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Until all have ended, or one has failed: its exit code (128 + signal where a signal killed it)."""
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.05)
+
+
+def _end(children: list[subprocess.Popen[bytes]], grace: float) -> None:
+    """Gives the rest `grace` seconds to end by themselves (they saved together, or report the same fault), then kills them."""
+    deadline = time.monotonic() + grace
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.wait()

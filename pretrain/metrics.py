@@ -1,0 +1,132 @@
+"""The numbers of a training: loss by task and level beside the unigram entropy of the same codes, speed, MFU, and their file.
+
+Owns names and units. Losses are nats a code. `metrics.jsonl` has one line a step (and one an evaluation) with floats at full precision, so
+that two runs can be compared bit for bit.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from uniaudio.atomic import publish_bytes
+from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.data.batch import Batch, document_ids_BT
+from uniaudio.pretrain.model.flops import flops_per_frame
+from uniaudio.pretrain.parallel.tensor import TensorParallel, padded_rows
+
+# Dense bf16 FLOP/s of a device whose name holds the key (vendors' data sheets; measured.md uses the first two).
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+Metrics = dict[str, float]
+
+
+def loss_metrics(sums_KQ: torch.Tensor, counts_KQ: torch.Tensor, tasks: Sequence[str], *, prefix: str = "") -> Metrics:
+    """`loss`, `loss/task/NAME` and `loss/level/q` from sums over target codes; tasks without a code are left out."""
+    sums, counts = sums_KQ.double().cpu(), counts_KQ.double().cpu()
+    metrics = {f"{prefix}loss": float(sums.sum() / counts.sum())}
+    for index, task in enumerate(tasks):
+        if counts[index].sum() > 0:
+            metrics[f"{prefix}loss/task/{task}"] = float(sums[index].sum() / counts[index].sum())
+    for level in range(counts.shape[1]):
+        if counts[:, level].sum() > 0:
+            metrics[f"{prefix}loss/level/{level}"] = float(sums[:, level].sum() / counts[:, level].sum())
+    return metrics
+
+
+def count_codes(batches: Sequence[Batch], num_tasks: int, vocabulary_size: int) -> torch.Tensor:
+    """Histogram (K, Q, V) int64 of the target codes of some micro-batches, on the CPU."""
+    levels = batches[0].codes_BTQ.shape[2]
+    histogram = torch.zeros(num_tasks * levels * vocabulary_size, dtype=torch.int64)
+    for batch in batches:
+        tasks_BT = batch.task_ids_BD.gather(1, document_ids_BT(batch.document_starts_BD, batch.codes_BTQ.shape[1])).long()
+        bins_BTQ = (tasks_BT.unsqueeze(-1) * levels + torch.arange(levels)) * vocabulary_size + batch.codes_BTQ
+        histogram += torch.bincount(bins_BTQ[batch.target_mask_BTQ.bool()], minlength=histogram.numel())
+    return histogram.view(num_tasks, levels, vocabulary_size)
+
+
+def unigram_metrics(histogram_KQV: torch.Tensor, tasks: Sequence[str], *, prefix: str = "") -> Metrics:
+    """What the best model that knows only how often each code occurs at each level (and task) would pay on these very codes.
+
+    `unigram`, `unigram/task/NAME`, `unigram/level/q` in nats a code: entropies of the codes' own histogram, a level (of a task) at a
+    time. It is fitted on the codes that it is measured on, so a model that pays less on held-out codes beats any unigram model.
+    """
+    total = histogram_KQV.sum()
+    levels_QV = histogram_KQV.sum(dim=0)
+    metrics = {f"{prefix}unigram": float(_entropy_sum(levels_QV) / total)}
+    for level, counts in enumerate(levels_QV):
+        if counts.sum() > 0:
+            metrics[f"{prefix}unigram/level/{level}"] = float(_entropy_sum(counts) / counts.sum())
+    for index, task in enumerate(tasks):
+        if histogram_KQV[index].sum() > 0:
+            metrics[f"{prefix}unigram/task/{task}"] = float(_entropy_sum(histogram_KQV[index]) / histogram_KQV[index].sum())
+    return metrics
+
+
+def _entropy_sum(counts: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of (number of codes x entropy of the row), in nats."""
+    counts = counts.double()
+    totals = counts.sum(dim=-1, keepdim=True).clamp(min=1)
+    return -(torch.xlogy(counts, counts / totals)).sum()
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """FLOP/s that one process's device can do, and where the number comes from: the data sheet, else a matrix product timed here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, peak in PEAK_FLOPS.items():
+            if key in name:
+                return peak, f"{key} data sheet, dense bf16"
+    size, best = (4096 if device.type == "cuda" else 512), float("inf")
+    x = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    for _ in range(5):
+        start = time.perf_counter()
+        float((x @ x)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best, f"measured {size}^3 product"
+
+
+class Speed:
+    """Frames/s over all ranks and MFU (formula of docs/measured: model FLOPs a frame x frames/s / peak of all devices)."""
+
+    def __init__(self, run: RunConfig, vocabulary_size: int, device: torch.device) -> None:
+        peak, self.source = peak_flops(device)
+        rows = padded_rows(vocabulary_size, TensorParallel(size=run.parallel.tensor_parallel_size))
+        self._frames = run.frames_per_step
+        self._share = flops_per_frame(run.model, run.data.frames_per_row, rows) / (peak * run.parallel.world_size)
+        self._since = time.perf_counter()
+
+    def lap(self, steps: int) -> Metrics:
+        """Speed of the `steps` since the last lap."""
+        now = time.perf_counter()
+        rate, self._since = steps * self._frames / (now - self._since), now
+        return {"frames_per_second": rate, "mfu": rate * self._share, "seconds_per_step": self._frames / rate}
+
+    def skip(self) -> None:
+        """Leaves out the time since the last lap (an evaluation, a checkpoint)."""
+        self._since = time.perf_counter()
+
+
+class MetricsFile:
+    """`metrics.jsonl`: appended line by line; a resumed run first drops what lies behind its checkpoint."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n") and json.loads(line)["step"] <= resume_step:  # the last line may be torn by a kill
+                    kept.append(line)
+        publish_bytes(path, "".join(kept).encode())
+        self._handle = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Appends a line."""
+        self._handle.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handle.close()

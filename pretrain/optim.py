@@ -1,0 +1,59 @@
+"""The schedule and AdamW: which parameters decay, and the learning rate as a pure function of the step.
+
+Owns nothing that must be saved: the schedule has no state, and the moments are the engine's.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from uniaudio.configs.optim import OptimConfig
+
+
+def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """Rate of the update that makes step `step` (1 is the first) of a run of `total_steps`.
+
+    Linear warm-up to `optim.lr`, then constant, or down to `lr * min_lr_ratio` at the last step by a half cosine or a line. A run
+    shorter than its warm-up stays in the warm-up.
+    """
+    if step <= optim.warmup_steps:
+        return optim.lr * step / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps))
+    share = 0.5 * (1.0 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1.0 - progress
+    return optim.lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * share)
+
+
+TABLES = ("embed.code", "embed.position", "link.code", "link.level")  # looked up by index
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """True for the matrices of projections; False for biases, norms, and tables that are looked up by index."""
+    return parameter.ndim >= 2 and name.removesuffix(".weight") not in TABLES
+
+
+def make_optimizer(optim: OptimConfig, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], *, fused: bool) -> torch.optim.AdamW:
+    """torch's AdamW over two groups, decayed and not, each in the order given; `fused` on CUDA.
+
+    The rate starts at 0: the engine sets it before each step.
+    """
+    named = list(named_parameters)
+    decayed = [parameter for name, parameter in named if decays(name, parameter)]
+    plain = [parameter for name, parameter in named if not decays(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
+
+
+def gradient_norm(gradients: Iterable[torch.Tensor], group: "torch.distributed.ProcessGroup | None") -> torch.Tensor:
+    """L2 norm of all gradients as one vector, fp32 scalar; `group` holds the other shares of the model.
+
+    A gradient that several processes of `group` hold must be given by one of them only.
+    """
+    squares = [gradient.detach().float().square().sum() for gradient in gradients]
+    total = torch.stack(squares).sum() if squares else torch.zeros(())
+    if group is not None:
+        torch.distributed.all_reduce(total, group=group)
+    return total.sqrt()

@@ -1,0 +1,174 @@
+"""One rank of a training, from its config to its exit code: puts device, layout, data, model, engine and outputs together."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from uniaudio.atomic import publish_bytes
+from uniaudio.configs.load import dump_config
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.log import get_logger
+from uniaudio.pretrain import checkpoint, launch
+from uniaudio.pretrain.checkpoint import Identity, Restored
+from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
+from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
+from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.metrics import MetricsFile
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.parallel import layout as layouts
+from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.progress import Progress
+from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
+from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
+
+logger = get_logger("train")
+
+
+@dataclass
+class Loaders:
+    """Batches of both splits; `valid` is None where no held-out shard was published."""
+
+    train: Loader
+    valid: Loader | None
+
+    def close(self) -> None:
+        """Ends the workers of both."""
+        self.train.close()
+        if self.valid is not None:
+            self.valid.close()
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """This rank's device; UserError where CUDA is asked for and there is none for it."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            "train.device cuda: no GPU for this process",
+            seen=f"local rank {local_rank}, {count} GPUs",
+            remedy="fewer processes a host, or train.device=cpu",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def set_threads(run: RunConfig) -> None:
+    """CPU threads of this process: as configured, else the host's cores shared among its processes."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(run.train.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> MultiScaleTransformer:
+    """The model of this rank, with the kernels of its device."""
+    kernels = run.model.kernels
+    backend: Literal["torch", "triton"] = ("triton" if device.type == "cuda" else "torch") if kernels == "auto" else kernels
+    logger.info("device %s, precision %s, kernels %s", device, run.train.precision, backend)
+    return MultiScaleTransformer(
+        run.model,
+        vocabulary,
+        num_tasks=len(run.data.tasks),
+        tensor_parallel=layout.tensor,
+        backend=backend,
+        recompute=run.parallel.recompute == "full",
+        seed=run.train.seed,
+    )
+
+
+def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Loaders:
+    """Train and valid loaders of this rank's data-parallel share, at the beginning of the data."""
+    share: dict[str, Any] = {
+        "data_parallel_rank": layout.data_parallel_rank,
+        "data_parallel_size": layout.data_parallel_size,
+        "gradient_accumulation": run.optim.gradient_accumulation,
+    }
+    has_valid = any(Path(run.data.shards).glob("valid-*.json"))
+    if not has_valid:
+        logger.warning("no held-out shards (valid-*) in %s: nothing to evaluate on", run.data.shards)
+    train = make_loader(run.data, run.model, vocabulary, split="train", **share)
+    return Loaders(train, make_loader(run.data, run.model, vocabulary, split="valid", **share) if has_valid else None)
+
+
+def train(run: RunConfig) -> int:
+    """Trains as one rank of the layout (RANK and its like set); returns the exit code: 0 done, 75 stopped by a signal and saved."""
+    launch.join(run.parallel)
+    device = choose_device(run.train.device)
+    set_threads(run)
+    torch.manual_seed(run.train.seed)
+    layout = layouts.initialize(run.parallel, device)
+    vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
+    loaders = make_loaders(run, vocabulary, layout)  # before the engine: faults in the data show at once
+    engine = Engine(run, make_model(run, vocabulary, layout, device), layout, device=device)
+    restored = _start_from(run, engine, vocabulary)
+    if restored:
+        loaders.train.position = DataPosition(**restored.manifest["data_position"])
+    if restored and restored.step >= run.train.steps:
+        logger.warning("nothing to do: %s is of step %d and train.steps is %d", restored.path, restored.step, run.train.steps)
+    commit = git_commit()
+    outputs = _open_outputs(run, restored, commit) if layout.rank == 0 else Outputs()
+    run_id = outputs.tracker.run_id if outputs.tracker else None
+    trainer = Trainer(
+        engine,
+        Identity(run, vocabulary, run_id, commit, shard_tokenizers(Path(run.data.shards))),
+        train=loaders.train,
+        valid=loaders.valid,
+        outputs=outputs,
+        start=restored.step if restored else 0,
+    )
+    status = "FAILED"
+    try:
+        code = trainer.fit()
+        status = "KILLED" if code == PREEMPTED else "FINISHED"
+    finally:
+        _close_outputs(outputs, status)
+        loaders.close()
+    if layout.world_size > 1:
+        layouts.shutdown()
+    return code
+
+
+def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Restored | None:
+    """The newest checkpoint of output_dir, else the weights of train.init_from, else the initial values."""
+    root = Path(run.train.output_dir) / "checkpoints"
+    restored = checkpoint.restore(root, engine, vocabulary) if run.train.resume else None
+    if restored:
+        logger.info("resumed from %s", restored.path)
+        _tell_differences(run, restored)
+    elif checkpoint.published(root) and not run.train.resume:
+        raise UserError(
+            "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
+        )
+    elif run.train.init_from:
+        path = checkpoint.load_weights(Path(run.train.init_from), engine, vocabulary)
+        logger.info("weights from %s", path)
+    return restored
+
+
+def _tell_differences(run: RunConfig, restored: Restored) -> None:
+    """What this run's config says differently from the checkpoint's."""
+    before, now = flatten(RunConfig.model_validate(restored.manifest["config"])), flatten(run)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))
+
+
+def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:
+    output_dir = Path(run.train.output_dir)
+    publish_bytes(output_dir / "config.yaml", dump_config(run).encode())
+    tags = {"git_commit": commit, **farm_runs(Path(run.data.shards))}
+    tracker = Tracker(run, run_id=restored.manifest["mlflow_run_id"] if restored else None, tags=tags)
+    start = restored.step if restored else 0
+    return Outputs(tracker, MetricsFile(output_dir / "metrics.jsonl", resume_step=start), Progress(run.train.steps, start))
+
+
+def _close_outputs(outputs: Outputs, status: str) -> None:
+    if outputs.progress:
+        outputs.progress.close()
+    if outputs.file:
+        outputs.file.close()
+    if outputs.tracker:
+        outputs.tracker.finish(status)

@@ -1,0 +1,63 @@
+"""Every layout is the same model: losses, gradient norms and statistics of 5 steps against one process, fp32 on gloo."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from ranks import run_ranks
+
+STEPS = 5
+TOLERANCE = 1e-5
+
+# Each makes a global batch of 4 rows; the world size is the product.
+LAYOUTS: dict[str, dict[str, int]] = {
+    "accumulation": {"accumulation": 2, "rows": 2},
+    "data 2": {"data_parallel_size": 2, "rows": 2},
+    "tensor 2": {"tensor_parallel_size": 2},
+    "pipeline 2": {"pipeline_parallel_size": 2, "accumulation": 2, "rows": 2},
+    "pipeline 4": {"pipeline_parallel_size": 4, "accumulation": 4, "rows": 1},
+    "tensor 2 x pipeline 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "accumulation": 2, "rows": 2},
+    "data 2 x pipeline 2": {"data_parallel_size": 2, "pipeline_parallel_size": 2, "accumulation": 2, "rows": 1},
+    "ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1},
+    "ZeRO 2": {"data_parallel_size": 2, "rows": 2, "zero": 2},
+    "ZeRO 3": {"data_parallel_size": 2, "rows": 2, "zero": 3},
+    "tensor 2 x data 2, ZeRO 1": {"tensor_parallel_size": 2, "data_parallel_size": 2, "rows": 2, "zero": 1},
+    "tensor 2 x pipeline 2, ZeRO 1": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "accumulation": 2, "rows": 2, "zero": 1},
+}
+
+
+def run_layout(folder: Path, **options: int) -> list[dict[str, Any]]:
+    run = tiny_run.tiny_run(folder, **options)
+    return run_ranks(run.parallel.world_size, folder / "results", tiny_run.train, config=run.model_dump(mode="json"), stop=STEPS)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_layout(tmp_path_factory.mktemp("one"))[0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_the_losses_of_one_process(name: str, one_process: dict[str, Any], tmp_path: Path) -> None:
+    ranks = run_layout(tmp_path, **LAYOUTS[name])
+    assert all(rank == ranks[0] for rank in ranks), "every rank knows the same numbers"
+    for ours, reference in zip(ranks[0]["steps"], one_process["steps"], strict=True):
+        assert ours["counts"] == reference["counts"]
+        assert ours["loss"] == pytest.approx(reference["loss"], rel=TOLERANCE)
+        assert ours["norm"] == pytest.approx(reference["norm"], rel=TOLERANCE)
+        for task, sums in enumerate(reference["sums"]):
+            assert ours["sums"][task] == pytest.approx(sums, rel=TOLERANCE)
+    assert ranks[0]["valid"] == pytest.approx(one_process["valid"], rel=TOLERANCE)
+
+
+def test_the_reference_run_learns_and_clips(one_process: dict[str, Any]) -> None:
+    """Else the comparison above would say little."""
+    losses = [step["loss"] for step in one_process["steps"]]
+    assert losses[-1] < losses[0] - 0.1
+    assert all(step["norm"] > 0.5 for step in one_process["steps"]), "clip_norm 0.5 is at work"
+
+
+def test_unequal_micro_batches_weigh_by_their_codes(one_process: dict[str, Any]) -> None:
+    """The synthetic rows have different numbers of targets: a mean of means would miss the reference."""
+    counts = [tiny_run.global_batch(1, tiny_run.ROWS).target_mask_BTQ[row].sum().item() for row in range(tiny_run.ROWS)]
+    assert len(set(counts)) > 1

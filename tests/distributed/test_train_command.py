@@ -1,0 +1,174 @@
+"""`uniaudio train` as a user starts it: two processes by one command, killed, preempted, resumed; and its faults as one line."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from random_shards import write_random_shards
+from ranks import run_ranks
+
+STEPS = 40
+CONFIG = """
+model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 2, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
+data: {shards: FOLDER/shards, tasks: [tts, sound], frames_per_row: 128, rows_per_micro_batch: 2, prompt_seconds: 0.3}
+optim: {lr: 0.01, warmup_steps: 5}
+train: {output_dir: FOLDER/whole, steps: 40, device: cpu, log_every: 1, save_every: 8, evaluate_batches: 2, threads: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards and the config run.yaml."""
+    folder = tmp_path_factory.mktemp("train")
+    shards = folder / "shards"
+    write_random_shards(shards, clips=60, valid_clips=24, codebooks=3, text_width=16, frames=(20, 60), clips_per_shard=20)
+    (folder / "run.yaml").write_text(CONFIG.replace("FOLDER", str(folder)))
+    (shards / "farm.json").write_text(json.dumps({"run_id": "farm-run-7", "status": "finished"}))
+    return folder
+
+
+def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "uniaudio", "train", str(folder / "run.yaml"), f"train.output_dir={folder / name}", *overrides]
+    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")}
+    return subprocess.Popen(command, env={**environment, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and standard error."""
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def lines(folder: Path, name: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path, name: str) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines(folder, name) if "loss" in line]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_killed_then_resumed_equals_uninterrupted(folder: Path) -> None:
+    code, errors = finish(start(folder, "whole"))
+    assert code == 0, errors
+    whole = losses(folder, "whole")
+    assert [step for step, *_ in whole] == list(range(1, STEPS + 1))
+
+    killed = start(folder, "broken")
+    wait_for((folder / "broken" / "checkpoints" / "step-00000008").exists, killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (folder / "broken" / "checkpoints" / f"step-{STEPS:08d}").exists(), "killed in the middle"
+
+    code, errors = finish(start(folder, "broken"))
+    assert code == 0, errors
+    assert "resumed from" in errors
+    assert losses(folder, "broken") == whole, "bit for bit"
+    held_out = [[line for line in lines(folder, name) if "valid/loss" in line][-1] for name in ("broken", "whole")]
+    assert held_out[0] == held_out[1]
+    check_mlflow(folder / "mlflow.db")
+
+
+@pytest.mark.slow
+def test_two_processes_by_one_command_save_on_sigterm(folder: Path) -> None:
+    process = start(folder, "preempted", "parallel.tensor_parallel_size=2", "train.steps=100000", "train.save_every=100000")
+    wait_for(lambda: (folder / "preempted" / "metrics.jsonl").exists() and bool(losses(folder, "preempted")), process)
+    assert len(children_of(process)) == 2
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 75, errors
+    last = losses(folder, "preempted")[-1][0]
+    assert f"asked to stop: step {last} is saved" in errors
+    assert (folder / "preempted" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
+
+
+def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
+    process = start(folder, "orphans", "parallel.tensor_parallel_size=2")
+    wait_for(lambda: len(children_of(process)) == 2, process)
+    ranks = children_of(process)
+    time.sleep(0.5)
+    assert all(map(is_alive, ranks))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, ranks))
+
+
+def check_mlflow(path: Path) -> None:
+    """One run for each output folder, through kills and resumes, with everything that it must hold."""
+    with sqlite3.connect(path) as store:
+        assert sorted(name for (name,) in store.execute("select name from runs")) == ["broken", "whole"]
+        newest = store.execute("select run_uuid from runs where name = 'broken' and status = 'FINISHED'").fetchone()[0]
+        keys = {key for (key,) in store.execute("select distinct key from metrics where run_uuid = ?", (newest,))}
+        tags = dict(store.execute("select key, value from tags where run_uuid = ?", (newest,)))
+        params = dict(store.execute("select key, value from params where run_uuid = ?", (newest,)))
+        steps = [step for (step,) in store.execute("select distinct step from metrics where run_uuid = ? and key = 'loss'", (newest,))]
+    assert {
+        "loss",
+        "unigram",
+        "loss/task/tts",
+        "loss/level/2",
+        "learning_rate",
+        "gradient_norm",
+        "frames_per_second",
+        "mfu",
+        "data/row",
+    } <= keys
+    assert {"valid/loss", "valid/unigram"} <= keys
+    assert tags["farm.run_id"] == "farm-run-7" and len(tags["git_commit"]) >= 7
+    assert params["optim.lr"] == "0.01" and params["parallel.tensor_parallel_size"] == "1"
+    assert sorted(steps) == list(range(1, STEPS + 1)), "the same run id through every resume"
+
+
+def test_a_fault_of_every_rank_is_shown_once(folder: Path) -> None:
+    code, errors = finish(start(folder, "nowhere", "data.shards=/nowhere", "parallel.data_parallel_size=2"))
+    assert code == 2
+    assert [line for line in errors.splitlines() if "no such folder of shards" in line] == [
+        "uniaudio: error: no such folder of shards | seen: /nowhere | remedy: make it with `uniaudio tokenize FARM.yaml`"
+    ]
+
+
+def train_rank(config: dict[str, object]) -> int:
+    from uniaudio.configs.run import RunConfig
+    from uniaudio.pretrain.train import train
+
+    return train(RunConfig.model_validate(config))
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load((folder / "run.yaml").read_text())
+    config["optim"]["lr"] = 1e25
+    config["parallel"] = {"data_parallel_size": 2}
+    config["train"] |= {"output_dir": str(folder / "diverged"), "log_every": 3}
+    with pytest.raises(AssertionError, match=r"NonFiniteLoss: step \d+: .* not finite.*documents .*clip-0000.*remedy"):
+        run_ranks(2, folder / "results", train_rank, config=config)
+    assert not list((folder / "diverged" / "checkpoints").glob("step-*"))

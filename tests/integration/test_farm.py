@@ -1,0 +1,182 @@
+"""The farm with real Ray workers: killed anywhere and run again, it ends with the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.manifest import read_manifest
+from uniaudio.tokenize_farm.units import plan_units
+from uniaudio.tokenize_farm.verify import verify_shard
+from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
+
+UNITS, CLIPS_PER_UNIT = 8, 4
+DEADLINE = 120.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gliding tones: a second or two of pitch tracking a unit, so that there is a middle to be killed in."""
+    folder = tmp_path_factory.mktemp("corpus")
+    seconds = np.arange(8 * 16_000) / 16_000
+    rows = []
+    for i in range(UNITS * CLIPS_PER_UNIT):
+        samples = 0.2 * np.sin(2 * np.pi * (100 + 10 * i) * seconds + 5 * np.sin(2 * np.pi * 2 * seconds))
+        soundfile.write(folder / f"{i}.wav", samples.astype(np.float32), 16_000)
+        rows.append({"id": f"clip{i:02d}", "audio_filepath": f"{i}.wav", "text": f"tone number {i}", "split": "train"})
+    rows.insert(5, {"id": "gone", "audio_filepath": "gone.wav", "split": "train"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "manifest.jsonl"
+
+
+def farm_file(manifest: Path, folder: Path) -> Path:
+    """A farm config beside its output folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "manifest": str(manifest),
+        "output_dir": str(folder / "shards"),
+        "tokenizers": {"midi": {"name": "f0"}, "phone": {"name": "phones"}},
+        "clips_per_unit": CLIPS_PER_UNIT,
+        "workers": 2,
+    }
+    (folder / "farm.yaml").write_text(json.dumps(config))
+    return folder / "farm.yaml"
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The shards as one worker makes them in this process, without Ray."""
+    folder = tmp_path_factory.mktemp("expected")
+    config = FarmConfig.model_validate_json(farm_file(corpus, folder).read_text())
+    versions = tokenizer_versions(make_tokenizers(config))
+    worker = UnitWorker(config, versions)
+    for unit in plan_units(read_manifest(corpus), config, versions):
+        worker.run(unit)
+    return shard_bytes(folder)
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").glob("train-*"))}
+
+
+class Starter:
+    """Starts `uniaudio tokenize`; remembers every process it ever saw below it, so that the test can end what is left."""
+
+    def __init__(self) -> None:
+        self.drivers: list[subprocess.Popen] = []
+        self.seen: list[psutil.Process] = []
+
+    def __call__(self, config: Path, *options: str) -> subprocess.Popen:
+        environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+        command = [sys.executable, "-m", "uniaudio", "tokenize", str(config), *options]
+        self.drivers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return self.drivers[-1]
+
+    def workers(self, driver: subprocess.Popen) -> list[psutil.Process]:
+        """The farm's workers below a driver."""
+        below = descendants(driver.pid)
+        self.seen += below
+        return [child for child in below if child.name().startswith("ray::UnitWorker")]
+
+    def close(self) -> None:
+        for driver in self.drivers:
+            self.seen += descendants(driver.pid)
+            driver.kill()
+            driver.wait()
+            driver.stdout.close()
+        for process in self.seen:
+            if alive(process):
+                process.kill()
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it is still the process that was seen, and no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    starter = Starter()
+    yield starter
+    starter.close()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen | None = None) -> object:
+    """Waits until `what()` is true and returns it; fails where `process` ends before."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        assert process is None or process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+def published(folder: Path) -> int:
+    return len(list_shards(folder / "shards")) if (folder / "shards").is_dir() else 0
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_killed_driver_leaves_no_worker_and_is_continued_with_the_same_bytes(corpus, expected, tmp_path, start) -> None:
+    config = farm_file(corpus, tmp_path)
+    driver = start(config)
+    wait_for(lambda: published(tmp_path) >= 2, driver)
+    workers = start.workers(driver)
+    assert len(workers) == 2
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = published(tmp_path)
+    assert 2 <= before < UNITS + 1
+    wait_for(lambda: not any(alive(worker) for worker in workers))
+    (tmp_path / "shards" / ".train-000007.tar.0123abcd.tmp").write_bytes(b"half")
+    kept = {
+        name: (tmp_path / "shards" / name).stat().st_mtime_ns
+        for name in (shard.name + ".tar" for shard in list_shards(tmp_path / "shards"))
+    }
+    output = finish(start(config))
+    assert shard_bytes(tmp_path) == expected
+    assert all((tmp_path / "shards" / name).stat().st_mtime_ns == when for name, when in kept.items())  # not made twice
+    assert not list((tmp_path / "shards").glob(".*.tmp"))
+    farm = json.loads((tmp_path / "shards" / "farm.json").read_text())
+    assert farm["status"] == "finished" and farm["last_work"]["units_skipped"] >= before
+    assert farm["totals"]["clips"] == UNITS * CLIPS_PER_UNIT and farm["totals"]["dropped_by_reason"] == {"missing": 1}
+    assert "dropped gone: missing: no file gone.wav" in " ".join(output.split())
+
+
+def test_a_killed_worker_is_replaced_and_its_unit_done_again(corpus, expected, tmp_path, start) -> None:
+    driver = start(farm_file(corpus, tmp_path), "--json")
+    wait_for(lambda: published(tmp_path) >= 1, driver)
+    workers = start.workers(driver)
+    assert len(workers) == 2
+    workers[0].send_signal(signal.SIGKILL)
+    finish(driver)
+    assert shard_bytes(tmp_path) == expected
+    farm = json.loads((tmp_path / "shards" / "farm.json").read_text())
+    assert farm["last_work"]["restarts"] == 1
+    assert all(verify_shard(shard) == [] for shard in list_shards(tmp_path / "shards"))

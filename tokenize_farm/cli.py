@@ -1,0 +1,184 @@
+"""`uniaudio tokenize` and `uniaudio shards`."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.configs.load import load_config
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.manifest import read_manifest
+from uniaudio.tokenize_farm.summary import Work, total
+from uniaudio.tokenize_farm.verify import verify_shard
+
+_SHOWN_DROPS = 20
+
+
+class _FarmOrCommand(click.Group):
+    """`tokenize FARM ...` runs a farm; the name of a subcommand runs that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_FarmOrCommand, context_settings={"help_option_names": ["-h", "--help"]})
+def tokenize() -> None:
+    """Turn a manifest into shards of codes on a Ray farm. FARM is a YAML file, or the name of a shipped one; key=value overrides follow.
+
+    Killed anywhere and run again, it makes only what is missing, with the same bytes.
+
+    Example: uniaudio tokenize demo manifest=work/demo/manifest.jsonl output_dir=work/demo/shards
+    """
+
+
+@tokenize.command()
+@click.argument("farm")
+@click.argument("overrides", nargs=-1)
+@click.option("--replace", is_flag=True, help="Make shards again that came of another manifest or other tokenizers.")
+@click.option("--json", "as_json", is_flag=True, help="Print farm.json instead of tables.")
+def run(farm: str, overrides: tuple[str, ...], replace: bool, as_json: bool) -> None:
+    """Run a farm: the default, `run` may be left out."""
+    config = load_config(FarmConfig, farm, folder="farms", overrides=overrides)
+    from uniaudio.tokenize_farm.farm import run_farm  # ray: only where a farm runs
+
+    with farm_progress() as progress:
+        content = run_farm(config, replace=replace, progress=progress)
+    if as_json:
+        click.echo(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+        return
+    console = Console()
+    for table in summary_tables(content):
+        console.print(table)
+    show_drops(console, content["totals"])
+    console.print(f"shards and farm.json in {config.output_dir}; MLflow run {content['run_id']}", highlight=False, soft_wrap=True)
+
+
+class farm_progress:
+    """A progress bar on standard error with clips/s and times real time; call it with (work, rows to do)."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("tokenize"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+        self._task = self._bar.add_task("tokenize", total=None, speed="starting workers")
+
+    def __enter__(self) -> "farm_progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, work: Work, rows: int) -> None:
+        seconds = max(work.seconds, 1e-9)
+        speed = f"{work.clips / seconds:.1f} clips/s, {work.audio_seconds / seconds:.1f} x real time" if work.units else "starting workers"
+        self._bar.update(self._task, total=rows, completed=work.rows, speed=speed)
+
+
+def summary_tables(content: dict) -> list[Table]:
+    """What `farm.json` says, for people: by kind, by reason of drop, and speeds."""
+    totals, last = content["totals"], content["last_work"]
+    kinds = Table("kind", "clips", "minutes", title="shards")
+    for kind, clips in totals["clips_by_kind"].items():
+        kinds.add_row(kind, str(clips), f"{totals['seconds_by_kind'][kind] / 60:.1f}")
+    for split, clips in totals["clips_by_split"].items():
+        kinds.add_row(f"split {split}", str(clips), "")
+    for reason, count in totals["dropped_by_reason"].items():
+        kinds.add_row(f"dropped: {reason}", str(count), "", style="yellow")
+    speeds = Table("step", "x real time, one worker", title=f"last work: {last['workers']} workers, {last['seconds']:.0f} s")
+    speeds.add_row("whole farm, all workers", f"{last['times_real_time']:.1f}", style="bold")
+    for step, times in last["times_real_time_by_step"].items():
+        speeds.add_row(step, f"{times:.1f}")
+    return [kinds, speeds]
+
+
+def show_drops(console: Console, totals: dict) -> None:
+    """One line a dropped clip, the first few."""
+    for drop in totals["dropped"][:_SHOWN_DROPS]:
+        console.print(
+            f"dropped {drop['id']}: {drop['reason']}: {drop['detail']}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+    if len(totals["dropped"]) > _SHOWN_DROPS:
+        console.print(f"... and {len(totals['dropped']) - _SHOWN_DROPS} more, in farm.json")
+
+
+@tokenize.command("fit-semantic")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File of centres to write (safetensors).")
+@click.option("--units", default=500, show_default=True, type=click.IntRange(2, 65_536))
+@click.option("--frames-per-clip", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True)
+def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, seed: int) -> None:
+    """Fit the centres of the embedded semantic units on the speech of MANIFEST.
+
+    Example: uniaudio tokenize fit-semantic work/demo/manifest.jsonl --out my_units.safetensors
+    """
+    from uniaudio.tokenize_farm.tokenizers.fit_semantic import fit_semantic as fit
+
+    result = fit(read_manifest(manifest), out, units=units, frames_per_clip=frames_per_clip, seed=seed)
+    click.echo(f"{out}: {units} units from {result.frames} frames, explained variance {result.explained_variance:.4f}")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def shards() -> None:
+    """Verify or show shards.
+
+    Example: uniaudio shards verify work/demo/shards
+    """
+
+
+@shards.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
+def verify(directory: Path, as_json: bool) -> None:
+    """Read every shard of DIRECTORY back: hashes, members, arrays. Exits 1 where one is damaged.
+
+    Example: uniaudio shards verify work/demo/shards
+    """
+    found = list_shards(directory)
+    if not found:
+        raise UserError("no published shards in this folder", seen=directory, remedy="make them with `uniaudio tokenize FARM.yaml`")
+    faults = {shard.name: verify_shard(shard) for shard in found}
+    damaged = {name: lines for name, lines in faults.items() if lines}
+    if as_json:
+        click.echo(json.dumps({"shards": len(found), "damaged": damaged}, indent=1))
+    else:
+        for name, lines in damaged.items():
+            for line in lines:
+                click.echo(f"{name}: {line}", err=True)
+        click.echo(f"{len(found) - len(damaged)} of {len(found)} shards are whole")
+    if damaged:
+        sys.exit(1)
+
+
+@shards.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--clip", "key", help="Show one clip by its key or manifest id.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --clip: write a picture of its views and its decoded sound.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
+def show(directory: Path, key: str | None, out: Path | None, as_json: bool) -> None:
+    """What DIRECTORY holds, or one clip of it.
+
+    Example: uniaudio shards show work/demo/shards --clip en_hello --out work/demo/look
+    """
+    from uniaudio.tokenize_farm import show as showing
+
+    if key is None:
+        totals = total(shard.read_sidecar() for shard in list_shards(directory))
+        click.echo(json.dumps(totals, indent=1, ensure_ascii=False)) if as_json else Console().print(showing.totals_table(totals))
+        return
+    clip = showing.find_clip(directory, key)
+    if as_json:
+        click.echo(json.dumps(showing.clip_as_json(clip), indent=1, ensure_ascii=False))
+    else:
+        Console().print(showing.clip_table(clip))
+    if out is not None:
+        for path in showing.write_clip(clip, directory, out):
+            click.echo(path)

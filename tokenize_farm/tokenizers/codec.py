@@ -1,0 +1,88 @@
+"""View `audio` by the project's universal codec: (T, Q) uint16, and back to samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from uniaudio.configs.load import validate
+from uniaudio.configs.section import Section
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.tokenizers.protocol import Clip
+from uniaudio.tokenize_farm.tokenizers.resources import digest, pick_device, require
+
+if TYPE_CHECKING:
+    from uniaudio.tokenize_farm.codec.model import UniversalCodec
+
+
+class CodecOptions(Section):
+    """weights: a file of `uniaudio codec train`; the shipped one unless given."""
+
+    weights: str | None = None
+    num_codebooks: int = Field(8, ge=1, description="levels stored; training picks the first Q of them")
+    device: str = "auto"
+    batch_seconds: float = Field(300.0, gt=0, description="padded audio encoded at once on a GPU; the CPU takes clip by clip")
+
+
+class CodecTokenizer:
+    """name `codec`."""
+
+    name, view = "codec", "audio"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        from uniaudio.tokenize_farm.codec.weights import SHIPPED
+
+        require("torch", needed_for="tokenizer codec")
+        self.options = validate(CodecOptions, dict(options), source="tokenizer codec")
+        self._weights = Path(self.options.weights) if self.options.weights else SHIPPED
+        if not self._weights.is_file():
+            raise UserError("tokenizer codec: no codec weights", seen=self._weights, remedy="train them: uniaudio codec train CODEC.yaml")
+        self.version = digest(self._weights, str(self.options.num_codebooks))
+        self._codec: UniversalCodec | None = None
+
+    def _load(self) -> "UniversalCodec":
+        if self._codec is None:
+            from uniaudio.tokenize_farm.codec.weights import load_codec
+
+            self._codec = load_codec(self._weights, device=pick_device(self.options.device))
+        return self._codec
+
+    def encode(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:
+        """(T, Q) uint16 for every clip, T = ceil(S / 320)."""
+        import torch
+
+        codec = self._load()
+        device = next(codec.parameters()).device
+        hop = codec.config.hop
+        codes: list[np.ndarray | None] = [None] * len(clips)
+        for batch in self._batches([len(clip.samples) for clip in clips], device.type):
+            lengths = torch.tensor([len(clips[i].samples) for i in batch], device=device)
+            samples = torch.zeros(len(batch), int(lengths.max()), device=device)
+            for row, i in enumerate(batch):
+                samples[row, : len(clips[i].samples)] = torch.from_numpy(clips[i].samples)
+            encoded = codec.encode(samples, lengths if len(batch) > 1 else None, self.options.num_codebooks).cpu().numpy()
+            for row, i in enumerate(batch):
+                codes[i] = encoded[row, : -(-len(clips[i].samples) // hop)].astype(np.uint16)
+        return codes
+
+    def _batches(self, lengths: list[int], device_type: str) -> list[list[int]]:
+        """Clip numbers a batch: one each on the CPU; on a GPU by length, up to `batch_seconds` with the padding."""
+        if device_type == "cpu":
+            return [[i] for i in range(len(lengths))]
+        limit = self.options.batch_seconds * 16_000
+        batches: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= limit:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def decode(self, codes_TQ: np.ndarray) -> np.ndarray:
+        """Codes of the first Q levels (any Q up to the codec's) -> float32 samples (T * 320,)."""
+        import torch
+
+        codec = self._load()
+        return codec.decode(torch.from_numpy(codes_TQ.astype(np.int64))[None]).clamp(-1, 1)[0].cpu().numpy()

@@ -1,0 +1,62 @@
+"""View `midi`: the pitch of each frame as one of 138 values, (T,) uint16 at 50 frames/s.
+
+0 is unvoiced; value k in 1..137 is 50 Hz x 2^(40 (k - 1) / 1200): 50 Hz to 1157 Hz in steps of 40 cents. F0 by WORLD (dio, refined
+by stonemask) at the middle of each frame, for speech and singing only.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as package_version
+from typing import Any
+
+import numpy as np
+
+from uniaudio.configs.load import validate
+from uniaudio.configs.section import Section
+from uniaudio.tokenize_farm.audio import SAMPLE_RATE
+from uniaudio.tokenize_farm.tokenizers.protocol import SAMPLES_PER_FRAME, VOICED_KINDS, Clip, num_frames
+from uniaudio.tokenize_farm.tokenizers.resources import fit_frames, require
+
+NUM_VALUES = 138
+LOWEST_HZ = 50.0
+STEP_CENTS = 40.0
+HIGHEST_HZ = LOWEST_HZ * 2 ** ((NUM_VALUES - 2) * STEP_CENTS / 1200)
+_HALF_FRAME_MS = 1000 * SAMPLES_PER_FRAME / SAMPLE_RATE / 2
+
+
+def values_from_hz(f0_T: np.ndarray) -> np.ndarray:
+    """Hz (0: unvoiced) -> values 0..137, uint16; a pitch beyond the range takes the nearest end."""
+    steps = 1 + np.round(1200 / STEP_CENTS * np.log2(np.maximum(f0_T, 1e-3) / LOWEST_HZ))
+    return np.where(f0_T > 0, np.clip(steps, 1, NUM_VALUES - 1), 0).astype(np.uint16)
+
+
+def hz_from_values(values_T: np.ndarray) -> np.ndarray:
+    """The middle of each value's bin in Hz, 0 for unvoiced: float64."""
+    return np.where(values_T > 0, LOWEST_HZ * 2 ** ((values_T.astype(np.float64) - 1) * STEP_CENTS / 1200), 0.0)
+
+
+class F0Options(Section):
+    pass
+
+
+class F0Tokenizer:
+    """name `f0`."""
+
+    name, view = "f0", "midi"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        validate(F0Options, dict(options), source="tokenizer f0")
+        require("pyworld", needed_for="tokenizer f0 (package pyworld-prebuilt)")
+        self.version = f"1-world-{package_version('pyworld-prebuilt')}"
+
+    def encode(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:
+        """(T,) uint16 for speech and singing, else None."""
+        return [self._values(clip.samples) if clip.row.kind in VOICED_KINDS else None for clip in clips]
+
+    def _values(self, samples: np.ndarray) -> np.ndarray:
+        import pyworld
+
+        padded = np.pad(samples.astype(np.float64), (0, 2 * SAMPLES_PER_FRAME))
+        f0, seconds = pyworld.dio(padded, SAMPLE_RATE, f0_floor=LOWEST_HZ, f0_ceil=HIGHEST_HZ, frame_period=_HALF_FRAME_MS)
+        f0, seconds = np.ascontiguousarray(f0[1::2]), np.ascontiguousarray(seconds[1::2])  # 10, 30, 50 ms ...: the middles
+        refined = pyworld.stonemask(padded, f0, seconds, SAMPLE_RATE)
+        return fit_frames(values_from_hz(refined), num_frames(samples))
