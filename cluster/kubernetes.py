@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from uniaudio.cluster.job import Job
+from uniaudio.cluster.validate import farm_workers
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config
@@ -67,11 +68,7 @@ def _ray_job(job: Job, cluster: ClusterConfig, farm: FarmConfig) -> Manifest:
     """A Ray cluster of `nodes` pods that lives as long as the farm: a head that also works, and workers."""
     resources = cluster.resources
     template = _pod(job, cluster, name="ray", command=None)
-    cpus = (resources.cpus_per_process or 1) * resources.ranks_per_node
-    per_node = int(cpus / farm.cpus_per_worker)
-    if farm.gpus_per_worker:
-        per_node = min(per_node, int(resources.gpus_per_node / farm.gpus_per_worker))
-    workers = farm.workers or resources.nodes * max(1, per_node)
+    cpus, workers = resources.cpus_per_node, farm_workers(farm, resources)
     ray_cluster: dict[str, Any] = {
         "rayVersion": cluster.kubernetes.ray_version,
         "headGroupSpec": {"rayStartParams": {"num-cpus": str(cpus)}, "template": template},

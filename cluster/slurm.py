@@ -3,7 +3,6 @@
 Owns the script's values; what the script does is written in the templates. Talks to Slurm by its commands alone.
 """
 
-import os
 import shlex
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from uniaudio.atomic import publish_bytes
 from uniaudio.cluster.job import OUTPUT, Job, Record, create_folder, write_record
 from uniaudio.cluster.target import State, Status, read_output
-from uniaudio.cluster.validate import layout_equation
+from uniaudio.cluster.validate import farm_workers, layout_equation
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.run import RunConfig
@@ -40,7 +39,7 @@ def directives(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> l
     slurm, resources = cluster.slurm, cluster.resources
     ranks = resources.ranks_per_node
     is_farm = isinstance(job.config, FarmConfig)
-    cpus = _node_cpus(cluster) if is_farm else resources.cpus_per_process
+    cpus = cluster.resources.cpus_per_node if is_farm else resources.cpus_per_process
     options: dict[str, object] = {
         "job-name": job.name,
         "partition": slurm.partition,
@@ -93,8 +92,7 @@ def render(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> str:
         saved_is_hidden=_hidden_reason(is_run, torchrun),
         world_size=job.config.parallel.world_size if isinstance(job.config, RunConfig) else 0,
         wait_seconds=_WAIT_SECONDS,
-        cpus=_node_cpus(cluster) or '"$SLURM_CPUS_ON_NODE"',
-        workers=_farm_workers(job.config, cluster) if isinstance(job.config, FarmConfig) else 0,
+        workers=farm_workers(job.config, cluster.resources) if isinstance(job.config, FarmConfig) else 0,
     )
 
 
@@ -161,29 +159,13 @@ def _python(cluster: ClusterConfig) -> str:
 
 def _srun_options(cluster: ClusterConfig, *, is_farm: bool) -> str:
     environment, slurm = cluster.environment, cluster.slurm
-    cpus = _node_cpus(cluster) if is_farm or slurm.launcher == "torchrun" else cluster.resources.cpus_per_process
+    cpus = cluster.resources.cpus_per_node if is_farm or slurm.launcher == "torchrun" else cluster.resources.cpus_per_process
     options = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={cpus}"] if cpus else [])]
     if environment.container and slurm.container_runtime == "pyxis":
         options.append(f"--container-image={environment.container}")
         if environment.container_mounts:
             options.append("--container-mounts=" + ",".join(environment.container_mounts))
     return shlex.join([*options, *slurm.srun_extra])
-
-
-def _node_cpus(cluster: ClusterConfig) -> int | None:
-    per_process = cluster.resources.cpus_per_process
-    return per_process * cluster.resources.ranks_per_node if per_process else None
-
-
-def _farm_workers(farm: FarmConfig, cluster: ClusterConfig) -> int:
-    """Actors of a farm over all nodes: as configured, else as many as CPUs and GPUs allow."""
-    if farm.workers:
-        return farm.workers
-    cpus = _node_cpus(cluster) or os.cpu_count() or 1
-    per_node = int(cpus / farm.cpus_per_worker)
-    if farm.gpus_per_worker:
-        per_node = min(per_node, int(cluster.resources.gpus_per_node / farm.gpus_per_worker))
-    return cluster.resources.nodes * max(1, per_node)
 
 
 def _hidden_reason(is_run: bool, torchrun: bool) -> str:

@@ -6,7 +6,7 @@ Each fault is a UserError with the key, the value seen, what is allowed and what
 import json
 from pathlib import Path
 
-from uniaudio.configs.cluster import ClusterConfig
+from uniaudio.configs.cluster import ClusterConfig, ResourcesConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
@@ -54,6 +54,16 @@ def state_gb(run: RunConfig) -> float:
     if parallel.zero_stage >= 3:
         weights /= share
     return blocks * (weights + gradients + optimizer) / (parallel.tensor_parallel_size * parallel.pipeline_parallel_size) / 1e9
+
+
+def farm_workers(farm: FarmConfig, resources: ResourcesConfig) -> int:
+    """Actors of a farm over all nodes: as configured, else as many as the CPUs and GPUs that are asked for can hold."""
+    if farm.workers:
+        return farm.workers
+    per_node = int((resources.cpus_per_node or 1) / farm.cpus_per_worker)
+    if farm.gpus_per_worker:
+        per_node = min(per_node, int(resources.gpus_per_node / farm.gpus_per_worker))
+    return resources.nodes * per_node
 
 
 def _check_run(run: RunConfig, cluster: ClusterConfig) -> None:
@@ -155,12 +165,27 @@ def _check_farm(farm: FarmConfig, cluster: ClusterConfig) -> None:
         if resources.gpus_per_node and not farm.gpus_per_worker:
             seen = f"resources.gpus_per_node {resources.gpus_per_node}"
             raise UserError("gpus_per_worker 0 would leave the GPUs unused", seen=seen, remedy="gpus_per_worker=1, or gpus_per_node: 0")
-        gpus = resources.nodes * resources.gpus_per_node
-        if farm.workers and farm.workers * farm.gpus_per_worker > gpus:
-            seen = f"workers {farm.workers} x gpus_per_worker {farm.gpus_per_worker:g}"
-            raise UserError("more workers than GPUs: they would wait for ever", seen=seen, allowed=f"{gpus} GPUs")
+        _check_farm_workers(farm, cluster)
     places = {"manifest": farm.manifest, "output_dir": farm.output_dir}
     _check_places(places, cluster)
+
+
+def _check_farm_workers(farm: FarmConfig, cluster: ClusterConfig) -> None:
+    """A farm over several nodes must be able to place every worker: one that cannot be placed is waited for without end."""
+    resources = cluster.resources
+    if resources.nodes == 1 and cluster.kind == "slurm":
+        return  # the farm counts the CPUs of its node by itself
+    if resources.cpus_per_node is None:
+        remedy = "set it: the CPUs asked for decide how many workers fit"
+        raise UserError("a farm on a cluster of its own needs resources.cpus_per_process", seen="none", remedy=remedy)
+    fitting = farm_workers(farm.model_copy(update={"workers": None}), resources)
+    if not 0 < farm_workers(farm, resources) <= fitting:
+        raise UserError(
+            "workers do not fit the nodes",
+            seen=f"workers {farm.workers or 'as many as fit'} of {farm.cpus_per_worker:g} CPUs and {farm.gpus_per_worker:g} GPUs",
+            allowed=f"{fitting}: nodes {resources.nodes} x ({resources.cpus_per_node} CPUs, {resources.gpus_per_node} GPUs)",
+            remedy="fewer workers, a smaller cpus_per_worker, or a larger resources.cpus_per_process",
+        )
 
 
 def _check_manifest(farm: FarmConfig) -> None:

@@ -73,6 +73,11 @@ class ResourcesConfig(Section):
         """Processes of a training on one node."""
         return self.processes_per_node or max(1, self.gpus_per_node)
 
+    @property
+    def cpus_per_node(self) -> int | None:
+        """CPUs asked for on one node; None: the scheduler's default."""
+        return self.cpus_per_process * self.ranks_per_node if self.cpus_per_process else None
+
 
 class EnvironmentConfig(Section):
     """Where the nodes find `uniaudio`. Secrets come from your own environment or from the cluster's store, never from here."""

@@ -12,6 +12,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 _CONFIG = """\
 ClusterName=test
@@ -94,6 +96,22 @@ class SlurmCluster:
         """Starts the daemon of one node."""
         (self.folder / "spool" / name).mkdir(parents=True, exist_ok=True)
         self._run(["slurmd", "-N", name, "-f", str(self.folder / "slurm.conf")])
+
+    def kill_node(self, name: str) -> None:
+        """Kills the daemon of one node and everything below it, as when its power fails."""
+        daemon = psutil.Process(int((self.folder / f"slurmd.{name}.pid").read_text()))
+        tasks = [process for process in psutil.process_iter() if self._runs_on(process, name)]
+        steps = {parent for process in tasks if (parent := process.parent()) and parent.name() == "slurmstepd"}
+        for process in [daemon, *steps, *tasks]:
+            process.kill()
+
+    def _runs_on(self, process: psutil.Process, node: str) -> bool:
+        """Whether it belongs to a job of this cluster on that node."""
+        try:
+            variables = process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+        return variables.get("SLURMD_NODENAME") == node and variables.get("SLURM_CONF") == self.environment["SLURM_CONF"]
 
     def stop(self) -> None:
         """Cancels every job, then ends the daemons by the process ids that they wrote down."""

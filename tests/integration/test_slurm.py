@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import slurm_cluster
@@ -163,6 +165,48 @@ def test_slurm_refuses_what_it_does_not_know(slurm, shards, place) -> None:
     cluster = place.cluster_file(partition="nowhere")
     assert place.uniaudio("submit", str(place.run_file(shards)), "--cluster", str(cluster), code=2) == ""
     assert not place.jobs("list")
+
+
+def test_a_farm_over_both_nodes_and_the_training_that_waits_for_it(slurm, place) -> None:
+    seconds = np.arange(32_000) / 16_000
+    rows = []
+    for number in range(12):
+        tone = 0.2 * np.sin(2 * np.pi * (150 + 20 * number) * seconds)
+        soundfile.write(place.folder / f"{number}.wav", tone.astype(np.float32), 16_000)
+        rows.append({"id": f"c{number}", "audio_filepath": f"{number}.wav", "text": f"tone {number}", "speaker": "s", "split": "train"})
+    (place.folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    views = {"audio": {"name": "codec"}, "phone": {"name": "phones"}}
+    farm = {"manifest": str(place.folder / "manifest.jsonl"), "output_dir": str(place.folder / "shards"), "tokenizers": views}
+    (place.folder / "farm.yaml").write_text(json.dumps({**farm, "clips_per_unit": 3, "cpus_per_worker": 2}))
+    run = json.loads(place.run_file(place.folder / "shards", steps=3).read_text())
+    run["data"] |= {"tasks": ["tts"], "frames_per_row": 512}
+    run["model"] |= {"max_positions": 512}
+    (place.folder / "out.yaml").write_text(json.dumps(run))
+    cluster = json.loads(place.cluster_file().read_text())
+    cluster["resources"] |= {"cpus_per_process": 2}
+    (place.folder / "cluster.yaml").write_text(json.dumps(cluster))
+    options = ("--cluster", str(place.folder / "cluster.yaml"))
+    place.uniaudio("submit", str(place.folder / "farm.yaml"), "--farm", *options)
+    place.uniaudio("submit", str(place.folder / "out.yaml"), "--after", "tokenize-farm-1", *options)
+    assert place.state("train-out-1") == "queued"
+    slurm.wait_for(lambda: place.attempts("train-out-1"), seconds=240)
+    assert place.attempts("tokenize-farm-1") == place.attempts("train-out-1") == [["0", "-"]], place.output()
+    assert json.loads((place.folder / "shards" / "farm.json").read_text())["last_work"]["workers"] == 2
+    assert len(place.losses()) == 3
+
+
+def test_a_node_that_dies_in_the_middle_is_left_and_the_training_resumes(slurm, shards, place) -> None:
+    """Slurm requeues by itself; the training goes on from its last checkpoint once the node is back."""
+    name = place.submit(place.run_file(shards, steps=400, save_every=5), place.cluster_file())
+    slurm.wait_for(lambda: list(place.folder.glob("out/checkpoints/step-*")), seconds=120)
+    slurm.kill_node("n2")
+    slurm.wait_for(lambda: "n2" in slurm.run("sinfo", "--noheader", "--states=down", "--format=%N"), seconds=60)
+    slurm.wait_for(lambda: place.state(name) == "queued", seconds=60)
+    slurm.start_node("n2")
+    slurm.wait_for(lambda: place.attempts(name), seconds=200)
+    assert place.attempts(name) == [["0", "-"]], place.output()
+    assert "resumed from" in place.output()
+    assert [step for step, _ in place.losses()] == list(range(1, 401))
 
 
 def test_torchrun_launcher_trains_on_both_nodes(slurm, shards, place) -> None:

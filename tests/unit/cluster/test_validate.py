@@ -15,6 +15,7 @@ from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 SLURM = {"kind": "slurm", "check_paths": False, "resources": {"nodes": 2, "gpus_per_node": 8}}
+FARM_NODES = SLURM | {"resources": {"nodes": 2, "gpus_per_node": 8, "cpus_per_process": 12}}
 CPU = {"kind": "slurm", "check_paths": False, "resources": {"nodes": 2}}
 
 
@@ -122,7 +123,13 @@ def test_wrong_cluster_config_is_refused_with_its_key(sections, message):
         (CPU, farm("ray_address=1.2.3.4:6379"), "ray_address is set by the cluster's job"),
         (CPU, farm("gpus_per_worker=1"), r"gpus_per_worker on nodes without GPUs \| seen: 1\.0"),
         (SLURM, farm(), r"gpus_per_worker 0 would leave the GPUs unused"),
-        (SLURM, farm("gpus_per_worker=1", "workers=17"), r"workers 17 x gpus_per_worker 1 .*allowed: 16 GPUs"),
+        (SLURM, farm("gpus_per_worker=1"), r"needs resources\.cpus_per_process"),
+        (
+            FARM_NODES,
+            farm("gpus_per_worker=1", "workers=17"),
+            r"workers do not fit .*seen: workers 17 of 1 CPUs and 1 GPUs \| allowed: 16: nodes 2 x \(96 CPUs, 8 GPUs\)",
+        ),
+        (FARM_NODES, farm("gpus_per_worker=1", "cpus_per_worker=97"), r"workers as many as fit of 97 CPUs .*allowed: 0: "),
         ({"check_paths": True}, farm("manifest=/no/such"), "manifest: no such file"),
     ],
 )
@@ -143,7 +150,7 @@ def test_shards_that_cannot_be_trained_on_are_refused(sidecar, message, tmp_path
 
 def test_right_jobs_pass():
     check_job(run(), cluster(**SLURM))
-    check_job(farm("gpus_per_worker=1", "workers=16"), cluster(**SLURM))
+    check_job(farm("gpus_per_worker=1", "workers=16"), cluster(**FARM_NODES))
     assert layout_equation(run(), cluster(**SLURM))[1] == "nodes 2 x processes_per_node 8 = 16"
 
 

@@ -1,0 +1,141 @@
+"""A real Ray head on this machine with token authentication: farm and training submitted, followed and cancelled through its Jobs API."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from random_shards import write_random_shards
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Head:
+    """`uniaudio` talks to it with the token of `environment`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        self.environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | variables
+        options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+        options += [f"--port={free_port()}", f"--dashboard-port={self.port}", "--object-store-memory=100000000"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        """Until it takes jobs: a while after the dashboard answers."""
+        deadline = time.monotonic() + 120
+        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{self.port}", "--", "true"]
+        while subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode:
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(1)
+
+    def stop(self) -> None:
+        """Ends the head and what it started: all of one process group."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def uniaudio(self, *words: str, code: int = 0, **variables: str) -> str:
+        command = [sys.executable, "-m", "uniaudio", *words]
+        done = subprocess.run(command, env=self.environment | variables, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def cluster_file(self) -> Path:
+        path = self.folder / "cluster.yaml"
+        environment = {"python": sys.executable}
+        ray = {"address": f"http://127.0.0.1:{self.port}"}
+        path.write_text(json.dumps({"kind": "ray", "job_dir": str(self.folder / "jobs"), "environment": environment, "ray": ray}))
+        return path
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[Head]:
+    started = Head(tmp_path_factory.mktemp("ray"))
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def farm_file(head) -> Path:
+    """A farm of four tones in two units."""
+    seconds = np.arange(16_000) / 16_000
+    rows = []
+    for number in range(4):
+        tone = 0.2 * np.sin(2 * np.pi * (200 + 40 * number) * seconds)
+        soundfile.write(head.folder / f"{number}.wav", tone.astype(np.float32), 16_000)
+        rows.append({"id": f"clip{number}", "audio_filepath": f"{number}.wav", "text": "a tone", "split": "train"})
+    (head.folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    views = {"midi": {"name": "f0"}, "phone": {"name": "phones"}}
+    farm = {"manifest": str(head.folder / "manifest.jsonl"), "output_dir": str(head.folder / "shards"), "tokenizers": views}
+    (head.folder / "farm.yaml").write_text(json.dumps({**farm, "clips_per_unit": 2, "workers": 1}))
+    return head.folder / "farm.yaml"
+
+
+def test_a_farm_is_submitted_and_followed_to_its_end(head, farm_file) -> None:
+    output = head.uniaudio("submit", str(farm_file), "--farm", "--cluster", str(head.cluster_file()), "--follow")
+    assert "shards and farm.json in" in output
+    assert "tokenize-farm-1: done (SUCCEEDED" in output
+    assert len(list((head.folder / "shards").glob("train-*.tar"))) == 2
+    assert "\tray\ttokenize-farm-1\tdone\t" in head.uniaudio("jobs", "list", "--job-dir", str(head.folder / "jobs"))
+
+
+def test_another_token_is_refused_and_no_job_is_left(head, farm_file) -> None:
+    words = ["submit", str(farm_file), "--farm", "--cluster", str(head.cluster_file()), f"output_dir={head.folder}/other"]
+    wrong = head.folder / "wrong"
+    wrong.write_text("0" * 64)
+    output = head.uniaudio(*words, code=2, RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert "uniaudio: error: the Ray cluster refuses the token" in output and "0" * 64 not in output
+    assert not (head.folder / "jobs" / "tokenize-farm-2").exists()
+
+
+def test_a_training_is_cancelled_and_has_saved(head) -> None:
+    sizes = {"clips": 100, "valid_clips": 0, "codebooks": 3, "text_width": 32, "frames": (20, 60)}
+    shards = write_random_shards(head.folder / "random", **sizes)
+    model = {"width": 32, "num_heads": 2, "ffn_width": 64, "global_layers": 1, "local_layers": 1, "max_positions": 128, "text_width": 32}
+    config = {
+        "model": {**model, "kernels": "torch"},
+        "data": {"shards": str(shards), "tasks": ["sound"], "frames_per_row": 128, "rows_per_micro_batch": 2},
+        "train": {"output_dir": str(head.folder / "out"), "steps": 10**6, "device": "cpu", "log_every": 1, "threads": 1, "save_every": 20},
+    }
+    (head.folder / "run.yaml").write_text(json.dumps(config))
+    place = ("--job-dir", str(head.folder / "jobs"))
+    head.uniaudio("submit", str(head.folder / "run.yaml"), "--cluster", str(head.cluster_file()))
+    deadline = time.monotonic() + 120
+    while not list(head.folder.glob("out/checkpoints/step-*")):
+        assert time.monotonic() < deadline, head.uniaudio("jobs", "logs", "train-run-1", *place)
+        time.sleep(1)
+    assert "running" in head.uniaudio("jobs", "status", "train-run-1", *place)
+    head.uniaudio("jobs", "cancel", "train-run-1", *place)
+    while "cancelled" not in head.uniaudio("jobs", "status", "train-run-1", *place):
+        assert time.monotonic() < deadline + 60
+        time.sleep(1)
+    assert "asked to stop: step" in head.uniaudio("jobs", "logs", "train-run-1", *place)
