@@ -40,6 +40,8 @@ def default_plan(head_dim: int, dtype: torch.dtype, *, packed: bool) -> Plan:
         wide = Launch(64, 32, 4, 1)
         return Plan(wide, wide, wide)
     step = 32 if packed else 64
+    if packed and head_dim <= 96:
+        return Plan(Launch(64, 32, 4, 3), Launch(64, 32, 4, 3), Launch(64, 32, 4, 3))
     return Plan(Launch(64, step, 4, 3), Launch(64, step, 4, 2), Launch(64, 64, 4, 2))
 
 
