@@ -99,9 +99,9 @@ def default_launch(width: int, *, backward: bool) -> Launch:
     """The launches measured best at width 1536 on an H100 (kernels/README.md), with as many elements a thread at other widths."""
     padded = _padded(width)
     if backward:
-        rows = max(1, 8192 // padded)
-        stages = 3 if padded <= 8192 else 1  # wider tiles in flight do not fit into shared memory
-        return Launch(rows, min(16, max(1, padded * rows // 1024)), 1, stages)
+        rows = max(1, 4096 // padded)
+        stages = 4 if padded <= 4096 else 1  # wider tiles in flight do not fit into shared memory
+        return Launch(rows, min(16, max(1, padded * rows // 512)), 1, stages)
     rows = max(1, 4096 // padded)
     return Launch(rows, min(16, max(1, padded * rows // 1024)))
 
