@@ -33,10 +33,12 @@ EXTRAS = {
     ],
     "train": [*AUDIO, "deepspeed>=0.19", "megatron-core>=0.16.1", "mlflow>=3", "matplotlib>=3.8"],
     "gpu": ["triton>=3.6", "flash-attn>=2.7"],
-    "cluster": ["ray[default]>=2.50"],
+    "cluster": ["jinja2>=3.1", "ray[default]>=2.50"],
     "eval": ["pesq>=0.0.4", "pystoi>=0.4"],
     "dev": [
         "hypothesis>=6",
+        "kubeflow-training>=1.9",
+        "kubernetes>=30",
         "mypy>=1.11",
         "psutil>=5.9",
         "pytest>=8",
@@ -57,6 +59,7 @@ setup(
     package_dir={"uniaudio": "uniaudio", **{f"uniaudio.{folder}": folder for folder in FOLDERS}},
     package_data={
         "uniaudio.configs": ["*/*.yaml"],
+        "uniaudio.cluster": ["templates/*"],
         "uniaudio.tokenize_farm": ["codec/weights/*", "tokenizers/data/*"],
     },
     install_requires=CORE,

@@ -1,59 +1,61 @@
-"""The target `local`: the job as processes of this machine. Owns the command line it runs; imports no package it starts."""
+"""The target `local`: the job as processes of this machine, in the foreground. Owns their output; imports no package it starts."""
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from uniaudio.cluster.job import OUTPUT, Job, Record, create_folder, write_record
+from uniaudio.cluster.target import Status, read_output
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.errors import UserError
 
-# Names that look like secrets: they come from the caller's environment and are never written to a config or a log.
-_SECRET_WORDS = ("token", "secret", "password", "key")
 
-
-@dataclass(frozen=True)
-class Job:
-    """A command line of this project: `uniaudio train RUN overrides...` or `uniaudio tokenize FARM overrides...`."""
-
-    command: str
-    config: str
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def argv(self) -> list[str]:
-        """The words to execute: no shell in between."""
-        return [sys.executable, "-m", "uniaudio", self.command, self.config, *self.overrides]
-
-
-def check_environment(environment: dict[str, str]) -> None:
-    """Refuses secrets in a cluster config."""
-    for name in environment:
-        if any(word in name.lower() for word in _SECRET_WORDS):
-            raise UserError("cluster.environment holds what looks like a secret", seen=name, remedy="export it in the shell that submits")
-
-
-def render(job: Job) -> str:
+def render(job: Job, cluster: ClusterConfig) -> str:
     """The command as one can paste it into a shell."""
-    return shlex.join(job.argv)
+    variables = [f"{name}={value}" for name, value in cluster.environment.variables.items()]
+    return shlex.join([*(["env", *variables] if variables else []), *job.argv(cluster.environment.python or sys.executable)])
 
 
 def run(job: Job, cluster: ClusterConfig) -> int:
-    """Runs the job in the foreground; returns its exit code. Its output goes to the terminal and to a file of log_dir."""
-    log = Path(cluster.log_dir) / f"{job.command}-{Path(job.config).stem}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(job.argv, env={**os.environ, **cluster.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """Runs the job and returns its exit code. Its output goes to the terminal and to the job's folder."""
+    create_folder(job)
+    output = job.folder / OUTPUT
+    environment = {**os.environ, **cluster.environment.variables}
+    command = job.argv(cluster.environment.python or sys.executable)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    write_record(job, kind="local", id=str(process.pid), output=str(output))
     try:
-        with log.open("ab") as file:
+        with output.open("ab") as file:
             copy_output(process, [file.fileno(), sys.stdout.fileno()])
         return process.wait()
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
+
+
+def status(record: Record) -> Status:
+    """Whether its process still runs; the exit code went to whoever started it."""
+    alive = Path(f"/proc/{record.id}/cmdline")
+    if alive.exists() and str(Path(record.output).parent).encode() in alive.read_bytes():
+        return Status("running", f"process {record.id}")
+    return Status("unknown", "the process has ended; its exit code went to the terminal that started it")
+
+
+def output(record: Record, start: int) -> bytes:
+    """The job's output from byte `start`."""
+    return read_output(record.output, start)
+
+
+def cancel(record: Record) -> None:
+    """Asks the process to save and end."""
+    if status(record).state != "running":
+        raise UserError("the job's process has ended", seen=record.name)
+    os.kill(int(record.id), signal.SIGTERM)
 
 
 def copy_output(process: "subprocess.Popen[bytes]", targets: Sequence[int]) -> None:

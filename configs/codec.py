@@ -51,14 +51,14 @@ class CodecDataConfig(Section):
 
 
 class CodecLossConfig(Section):
-    """Weights; those of the discriminators are norms of their gradient relative to the reconstruction's."""
+    """Weights of the terms of the loss."""
 
     mel: float = Field(15.0, ge=0)
     spectrum: float = Field(2.0, ge=0, description="complex STFT difference")
-    loudness: float = Field(1.0, ge=0, description="loudness difference on the Bark scale")
+    loudness: float = Field(4.0, ge=0, description="loudness difference on the Bark scale")
     commitment: float = Field(0.25, ge=0)
     codebook: float = Field(1.0, ge=0)
-    adversarial: float = Field(1.0, ge=0)
+    adversarial: float = Field(0.5, ge=0)
     features: float = Field(2.0, ge=0)
 
 
@@ -75,7 +75,7 @@ class CodecTrainConfig(Section):
     betas: tuple[float, float] = (0.8, 0.97)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(5.0, gt=0)
-    discriminate_from: float = Field(0.3, ge=0, le=1, description="progress at which the discriminators begin")
+    discriminate_from: float = Field(0.25, ge=0, le=1, description="progress at which the discriminators begin")
     discriminator_batch: int = Field(32, ge=1)
     discriminator_frames: int = Field(40, ge=4)
     discriminator_scales: list[int] = Field(default_factory=lambda: [2048, 1024, 512, 256, 128])
@@ -89,7 +89,7 @@ class CodecTrainConfig(Section):
     compile: bool = False
     cuda_graph: bool = Field(False, description="capture the whole step; one GPU")
     seed: int = 0
-    log_every: int = Field(100, ge=1)
+    log_every: int = Field(200, ge=1)
     save_every_minutes: float = Field(10.0, gt=0)
 
 

@@ -15,7 +15,6 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.kernels.activation import bias_gelu
 from uniaudio.kernels.frame_attention import frame_attention
 from uniaudio.kernels.varlen_attention import varlen_attention
-from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, column_linear, row_linear
@@ -48,7 +47,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, ffn_width: int, *, gelu: Literal["exact", "tanh"], tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
-        self.gelu, self.backend = gelu, op_backend("bias_gelu", backend)
+        self.gelu, self.backend = gelu, backend
         self.up = column_linear(width, ffn_width, tensor, bias_width=ffn_width)
         self.down = row_linear(ffn_width, width, tensor)
 
@@ -94,7 +93,7 @@ class GlobalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
         super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
-        self.prefix_lm, self.backend = config.prefix_lm, op_backend("varlen_attention", backend)
+        self.prefix_lm, self.backend = config.prefix_lm, backend
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, N, 3, H) -> (B*T, N*H)."""
@@ -108,7 +107,7 @@ class LocalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
         super().__init__(config, num_heads=config.local_heads, tensor=tensor, backend=backend, recompute=recompute)
-        self.backend = op_backend("frame_attention", backend)
+        self.backend = backend
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, Q, N, 3, H) -> (B*T, Q, N*H)."""

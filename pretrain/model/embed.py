@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.model.layers import Linear, Table
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
@@ -23,7 +22,7 @@ class Embed(nn.Module):
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_global: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
         self.mode, self.mega_global = config.embedding, mega_global
-        self.backend = op_backend("frame_embedding", backend)
+        self.backend = backend
         code_width = config.width if config.embedding == "sum" else config.width // config.num_codebooks
         self.code = vocabulary_embedding(vocabulary_size, code_width, tensor)
         self.position = Table(config.max_positions, config.width)

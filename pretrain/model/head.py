@@ -8,7 +8,6 @@ from torch import nn
 
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import document_ids_BT
-from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_cross_entropy, vocabulary_logits, vocabulary_projection
@@ -20,7 +19,7 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, num_tasks: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
         self.vocabulary_size, self.num_tasks, self.tensor = vocabulary_size, num_tasks, tensor
-        self.backend = op_backend("linear_cross_entropy", backend)
+        self.backend = backend
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.projection = vocabulary_projection(vocabulary_size, config.width, tensor)
 

@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniaudio.kernels.norm import add_layer_norm, layer_norm
-from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.parallel.tensor import Backend
 
 
@@ -15,7 +14,7 @@ class LayerNorm(nn.Module):
     def __init__(self, width: int, *, eps: float, backend: Backend) -> None:
         super().__init__()
         self.eps = eps
-        self.backend, self.add_backend = op_backend("layer_norm", backend), op_backend("add_layer_norm", backend)
+        self.backend = backend
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
 
@@ -25,7 +24,7 @@ class LayerNorm(nn.Module):
 
     def after_add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x + residual, x + residual), in one pass where the backend has one."""
-        return add_layer_norm(x, residual, self.weight, self.bias, self.eps, backend=self.add_backend)
+        return add_layer_norm(x, residual, self.weight, self.bias, self.eps, backend=self.backend)
 
 
 class Linear(nn.Module):

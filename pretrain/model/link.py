@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniaudio.configs.model import ModelConfig
-from uniaudio.pretrain.model.backend import op_backend
 from uniaudio.pretrain.model.layers import LayerNorm, Linear, Table
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
@@ -21,7 +20,7 @@ class Link(nn.Module):
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_local: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
         self.num_codebooks, self.mega_local = config.num_codebooks, mega_local
-        self.backend = op_backend("frame_embedding", backend)
+        self.backend = backend
         self.split = config.link == "split"
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.linear = Linear(config.width // config.num_codebooks if self.split else config.width, config.width)

@@ -10,7 +10,6 @@ from torch import nn
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.pretrain.model.backend import log_choice
 from uniaudio.pretrain.model.blocks import GlobalBlock, LocalBlock
 from uniaudio.pretrain.model.embed import Embed
 from uniaudio.pretrain.model.head import Head
@@ -40,7 +39,6 @@ class MultiScaleTransformer(nn.Module):
     ) -> None:
         super().__init__()
         tensor = tensor_parallel or TensorParallel()
-        log_choice(backend)
         self.config, self.tensor_parallel, self.vocabulary_size = config, tensor, vocabulary.size
         mega_global, mega_local = vocabulary.special("<mega_global>"), vocabulary.special("<mega_local>")
         size = vocabulary.size

@@ -20,7 +20,7 @@ class Codebook(nn.Module):
         self.down = nn.Linear(width, dim)
         self.codes = nn.Parameter(torch.randn(size, dim))
         self.up = nn.Linear(dim, width)
-        self.register_buffer("usage", torch.ones(size), persistent=False)
+        self.register_buffer("usage", torch.ones(size))  # kept: tells how evenly the codes of trained weights are used
         self.register_buffer("recent", torch.zeros(size, dim), persistent=False)
 
     def nearest(self, points_BTC: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniaudio.configs.load import load_config
+from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.metrics import MetricsFile, Speed, count_codes, loss_metrics, unigram_metrics
+
+TASKS = ["tts", "sound", "music"]
+
+
+def test_losses_are_sums_over_counts() -> None:
+    sums = torch.tensor([[2.0, 4.0], [6.0, 0.0], [0.0, 0.0]])
+    counts = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
+    metrics = loss_metrics(sums, counts, TASKS, prefix="valid/")
+    assert metrics == {
+        "valid/loss": 2.0,
+        "valid/loss/task/tts": 3.0,
+        "valid/loss/task/sound": 1.5,
+        "valid/loss/level/0": pytest.approx(8 / 3),
+        "valid/loss/level/1": pytest.approx(4 / 3),
+    }, "a task without a code has no loss"
+
+
+def batch() -> Batch:
+    """One row of two documents (tasks 1 and 0), Q = 2; frame 0 is no target."""
+    codes = torch.tensor([[[5, 6], [1, 2], [1, 3], [4, 2]]])
+    mask = torch.tensor([[[0, 0], [1, 1], [1, 1], [1, 1]]], dtype=torch.int8)
+    starts, tasks = torch.tensor([[0, 3, 4]], dtype=torch.int32), torch.tensor([[1, 0, -1]], dtype=torch.int32)
+    return Batch(codes, mask, starts, starts * 0, torch.zeros(1, 4), torch.zeros(1, 1, 1), torch.zeros(1, 1), tasks)
+
+
+def test_codes_are_counted_by_task_and_level_where_the_loss_counts_them() -> None:
+    histogram = count_codes([batch(), batch()], 3, 8)
+    assert histogram.shape == (3, 2, 8) and histogram.sum() == 12
+    assert histogram[1, 0, 1] == 4 and histogram[1, 1, 2] == 2 and histogram[1, 1, 3] == 2
+    assert histogram[0, 0, 4] == 2 and histogram[0, 1, 2] == 2
+
+
+def test_unigram_is_the_entropy_of_the_codes() -> None:
+    metrics = unigram_metrics(count_codes([batch()], 3, 8), TASKS)
+    third = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert metrics["unigram/level/0"] == pytest.approx(third) and metrics["unigram/level/1"] == pytest.approx(third)
+    assert metrics["unigram"] == pytest.approx(third)
+    assert metrics["unigram/task/tts"] == 0.0
+    assert metrics["unigram/task/sound"] == pytest.approx(math.log(2) / 2)
+    assert "unigram/task/music" not in metrics
+
+
+def test_a_model_of_the_frequencies_pays_exactly_the_unigram_entropy() -> None:
+    histogram = torch.randint(0, 9, (1, 1, 50), generator=torch.Generator().manual_seed(3))
+    losses = -(histogram.double() / histogram.sum()).log()[0, 0]
+    paid = (histogram[0, 0] * losses)[histogram[0, 0] > 0].sum() / histogram.sum()
+    assert unigram_metrics(histogram, ["tts"])["unigram"] == pytest.approx(float(paid))
+
+
+def test_mfu_is_frames_times_operations_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    from uniaudio.pretrain import metrics
+
+    run = load_config(RunConfig, "paper_1b", folder="runs", overrides=["parallel.data_parallel_size=2"])
+    clock = [100.0]
+    monkeypatch.setattr(metrics, "peak_flops", lambda device: (989e12, "test"))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    speed = Speed(run, 4212, torch.device("cpu"))
+    clock[0] += 4.0
+    lap = speed.lap(10)
+    width, rows = 1536, 4224
+    operations = 6 * (24 * 12 * width**2 + 3 * 8 * 12 * width**2 + 3 * width * rows) + 3 * 24 * 2 * 2048 * width
+    assert lap["frames_per_second"] == pytest.approx(10 * 2 * 8192 / 4.0)
+    assert lap["mfu"] == pytest.approx(lap["frames_per_second"] * operations / (2 * 989e12))
+    assert lap["seconds_per_step"] == pytest.approx(0.4)
+
+
+def test_a_resumed_file_drops_what_lies_behind_the_checkpoint_and_torn_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    for step in (1, 2, 3):
+        file.write(step, {"loss": 0.1 * step})
+    file.close()
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    file = MetricsFile(path, resume_step=2)
+    file.write(3, {"loss": 1 / 3})
+    file.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1 / 3}], "floats come back exactly"

@@ -1,0 +1,38 @@
+import itertools
+import random
+
+import pytest
+
+from uniaudio.configs.load import load_config
+from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.model.flops import layer_flops
+from uniaudio.pretrain.stages import balanced_bounds
+
+
+def worst(costs: list[float], bounds: tuple[int, ...] | list[int]) -> float:
+    return max(sum(costs[start:stop]) for start, stop in itertools.pairwise(bounds))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_the_slowest_stage_is_as_fast_as_any_cut_allows(stages: int) -> None:
+    for seed in range(20):
+        costs = [float(random.Random(seed * 100 + index).randint(0, 9)) for index in range(8)]
+        bounds = balanced_bounds(costs, stages)
+        assert bounds[0] == 0 and bounds[-1] == len(costs) and len(bounds) == stages + 1
+        assert all(start < stop for start, stop in itertools.pairwise(bounds))
+        cuts = itertools.combinations(range(1, len(costs)), stages - 1)
+        assert worst(costs, bounds) == min(worst(costs, (0, *cut, len(costs))) for cut in cuts)
+
+
+def test_more_stages_than_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 stages of 2 layers"):
+        balanced_bounds([1.0, 1.0], 3)
+
+
+def test_the_paper_model_is_cut_where_its_work_is_halved() -> None:
+    """At Q = 3 the local stack costs as much as the global one: two stages part near the link, not in the middle of the list."""
+    run = load_config(RunConfig, "paper_1b", folder="runs")
+    costs = layer_flops(run.model, run.data.frames_per_row, 4212)
+    _, cut, _ = balanced_bounds(costs, 2)
+    assert cut in range(23, 28)
+    assert worst(costs, [0, cut, len(costs)]) < 0.55 * sum(costs)

@@ -1,0 +1,124 @@
+"""`uniaudio codec`: pack recordings, train, encode, decode, evaluate, measure speed."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from uniaudio.configs.codec import CodecConfig
+from uniaudio.configs.load import load_config
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.audio import save_wav
+from uniaudio.tokenize_farm.codec import files
+from uniaudio.tokenize_farm.codec.weights import load_codec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = click.option("--weights", type=click.Path(path_type=Path), help="Weights file; the shipped one unless given.")
+DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+
+
+def _device(name: str) -> torch.device:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device here", seen=f"--device {name}", remedy="use --device cpu")
+    return torch.device(name)
+
+
+@click.group()
+def codec() -> None:
+    """Train, use and measure the universal codec.
+
+    Example: uniaudio codec encode recordings/ --out codes/ --levels 3
+    """
+
+
+@codec.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@OUT
+@click.option("--quality", default=0.5, show_default=True, help="Vorbis quality, 0 to 1.")
+@click.option("--part-mib", default=48, show_default=True, help="Largest file written.")
+@click.option("--source-minutes", multiple=True, metavar="KIND=MINUTES", help="Most minutes of one source, by kind.")
+def pack(manifest: Path, out: Path, quality: float, part_mib: int, source_minutes: tuple[str, ...]) -> None:
+    """Pack the training rows of MANIFEST into a few files for `train`."""
+    from uniaudio.tokenize_farm.codec.data import pack_recordings
+    from uniaudio.tokenize_farm.manifest import read_manifest
+
+    try:
+        limits = {kind: float(minutes) for kind, minutes in (item.split("=") for item in source_minutes)}
+    except ValueError as error:
+        raise UserError("--source-minutes looks like music=40", seen=" ".join(source_minutes)) from error
+    minutes = pack_recordings(read_manifest(manifest), out, quality=quality, part_mib=part_mib, source_minutes=limits)
+    click.echo(json.dumps(minutes, indent=1))
+
+
+@codec.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@DEVICE
+@click.option("--stop-after", type=float, metavar="SECONDS", help="Stop and save after this time; the same command goes on.")
+def train(config: str, overrides: tuple[str, ...], device: str, stop_after: float | None) -> None:
+    """Train a codec by CONFIG (a YAML file or a shipped name), or go on where it stopped.
+
+    Example: uniaudio codec train universal_16khz data.pack=pack output_dir=out --device cuda
+    """
+    from uniaudio.tokenize_farm.codec.train import CodecTraining
+
+    settings = load_config(CodecConfig, config, folder="codecs", overrides=overrides)
+    training = CodecTraining(settings, _device(device))
+    columns = (TextColumn("codec"), BarColumn(), TextColumn("{task.percentage:>5.1f}% {task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=1.0, completed=training.progress)
+        progress = training.run(max_seconds=stop_after, report=lambda done, text: bar.update(task, completed=done, description=text))
+    weights = training.output / "codec.safetensors"
+    click.echo(f"step {training.step}, {training.seconds / 60:.1f} minutes, {progress:.1%} of the schedule: {weights}")
+
+
+@codec.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@OUT
+@WEIGHTS
+@DEVICE
+@click.option("--levels", type=int, help="Levels to write; all of them unless given.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
+def encode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
+    """Encode a recording, or every recording below a folder, to OUT/STEM.npy: (frames, levels) uint16."""
+    model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
+    for path, target in files.pairs(source, out, files.AUDIO_SUFFIXES, ".npy"):
+        codes = model.encode(torch.from_numpy(files.read_audio(path))[None], num_codebooks=levels)[0]
+        files.write_codes(target, codes.cpu().numpy().astype(np.uint16))
+        click.echo(f"{target}: {codes.shape[0]} frames x {codes.shape[1]} levels")
+
+
+@codec.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@OUT
+@WEIGHTS
+@DEVICE
+@click.option("--levels", type=int, help="Use only the first levels of the codes.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
+def decode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
+    """Decode a .npy of codes, or every one below a folder, to OUT/STEM.wav at 16 kHz."""
+    model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
+    for path, target in files.pairs(source, out, (".npy",), ".wav"):
+        codes = torch.from_numpy(files.read_codes(path).astype(np.int64))[None, :, :levels]
+        samples = model.decode(codes)[0].cpu().numpy()
+        save_wav(target, samples)
+        click.echo(f"{target}: {len(samples) / model.config.sample_rate:.2f} s")
+
+
+@codec.command()
+@WEIGHTS
+@DEVICE
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
+@click.option("--clips", default=8, show_default=True, help="Clips of 10 s in a batch.")
+@click.option("--compile/--eager", "compiled", default=False, show_default=True)
+def speed(weights: Path | None, device: str, dtype: str, clips: int, compiled: bool) -> None:
+    """Measure encoding and decoding, as multiples of real time."""
+    from uniaudio.tokenize_farm.codec.speed import measure
+
+    model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
+    click.echo(json.dumps(measure(model, clips=clips, compiled=compiled)))
