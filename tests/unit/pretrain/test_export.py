@@ -145,6 +145,7 @@ def test_card_has_the_figures_of_its_step(tmp_path: Path) -> None:
         "| training loss, step 3 | 5.5000 | 6.4000 |",
     ]
     assert "| tasks | tts, sound |" in card and "| code | commit 0123abc |" in card
+    assert "uniaudio generate --checkpoint FOLDER --task tts" in card
     assert "3 steps of 256 frames, fp32" in card
 
 
