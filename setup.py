@@ -37,6 +37,8 @@ EXTRAS = {
     "eval": ["pesq>=0.0.4", "pystoi>=0.4"],
     "dev": [
         "hypothesis>=6",
+        "kubeflow-training>=1.9",
+        "kubernetes>=30",
         "mypy>=1.11",
         "psutil>=5.9",
         "pytest>=8",

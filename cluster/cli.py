@@ -1,15 +1,16 @@
 """`uniaudio submit`: validates a run or a farm against a cluster, then starts it there. `uniaudio jobs`: what was submitted."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
-from uniaudio.cluster import local, slurm
-from uniaudio.cluster.job import Record, plan_job, read_record, read_records
+from uniaudio.cluster.job import Job, Record, plan_job, read_record, read_records
 from uniaudio.cluster.target import ENDED, Status
 from uniaudio.cluster.validate import check_job
 from uniaudio.configs.cluster import ClusterConfig
@@ -19,7 +20,7 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
 _FOLLOW_SECONDS = 2.0
-_TARGETS = {"local": local, "slurm": slurm}
+_TARGETS = {"local": "local", "slurm": "slurm", "ray": "ray_jobs"}
 _job_dir = click.option("--job-dir", type=click.Path(path_type=Path), default="work/jobs", show_default=True, help="Folder of the jobs.")
 
 
@@ -45,22 +46,41 @@ def submit(
     else:
         loaded = load_config(RunConfig, config, folder="runs", overrides=overrides)
     check_job(loaded, cluster, inputs_exist=not after)
-    if cluster.kind not in _TARGETS:
-        raise UserError("this kind of cluster is not there yet", seen=cluster.kind, allowed=", ".join(_TARGETS))
     job = plan_job(loaded, Path(config).stem, cluster.job_dir)
     waits_for = _scheduler_ids(after, cluster)
-    if cluster.kind == "local":
-        if dry_run:
-            click.echo(local.render(job, cluster))
-            return
-        sys.exit(local.run(job, cluster))
     if dry_run:
-        click.echo(slurm.render(job, cluster, waits_for), nl=False)
+        click.echo(_render(job, cluster, waits_for), nl=False)
         return
-    record = slurm.submit(job, cluster, waits_for)
-    click.echo(f"{record.name}: {record.kind} job {record.id}, output in {record.output}", err=follow)
+    if cluster.kind == "local":
+        sys.exit(import_module("uniaudio.cluster.local").run(job, cluster))
+    record = _start(job, cluster, waits_for)
+    click.echo(f"{record.name}: {record.kind} job {record.id}, output: {record.output}", err=follow)
     if follow:
         sys.exit(_follow(record))
+
+
+def _render(job: Job, cluster: ClusterConfig, waits_for: list[str]) -> str:
+    """What would be submitted, as text."""
+    if cluster.kind == "local":
+        return f"{import_module('uniaudio.cluster.local').render(job, cluster)}\n"
+    if cluster.kind == "slurm":
+        return import_module("uniaudio.cluster.slurm").render(job, cluster, waits_for)
+    if cluster.kind == "kubernetes":
+        return import_module("uniaudio.cluster.kubernetes").render(job, cluster)
+    return f"{json.dumps(import_module('uniaudio.cluster.ray_jobs').request(job, cluster), indent=1)}\n"
+
+
+def _start(job: Job, cluster: ClusterConfig, waits_for: list[str]) -> Record:
+    """Hands the job to its scheduler."""
+    if cluster.kind == "slurm":
+        return import_module("uniaudio.cluster.slurm").submit(job, cluster, waits_for)
+    if cluster.kind == "ray":
+        return import_module("uniaudio.cluster.ray_jobs").submit(job, cluster)
+    raise UserError(
+        "kind kubernetes renders manifests and starts nothing",
+        seen=cluster.kind,
+        remedy="uniaudio submit ... --dry-run > job.yaml, then kubectl apply -f job.yaml",
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,8 +119,7 @@ def logs(name: str, follow: bool, job_dir: Path) -> None:
     record = read_record(job_dir / name)
     if follow:
         sys.exit(_follow(record))
-    for block in _new_output(record, [0]):
-        _write(block)
+    _write(_target(record).output(record, 0))
 
 
 @jobs.command()
@@ -109,12 +128,12 @@ def logs(name: str, follow: bool, job_dir: Path) -> None:
 def cancel(name: str, job_dir: Path) -> None:
     """End a job. A training is told first, and saves."""
     record = read_record(job_dir / name)
-    _TARGETS[record.kind].cancel(record)
+    _target(record).cancel(record)
     click.echo(f"{name}: asked to end")
 
 
 def _status(record: Record) -> Status:
-    return _TARGETS[record.kind].status(record)
+    return _target(record).status(record)
 
 
 def _scheduler_ids(names: tuple[str, ...], cluster: ClusterConfig) -> list[str]:
@@ -128,29 +147,25 @@ def _scheduler_ids(names: tuple[str, ...], cluster: ClusterConfig) -> list[str]:
     return [record.id for record in records]
 
 
+def _target(record: Record) -> Any:
+    """The module of a job's kind; loaded only when asked for, so that Slurm needs no Ray."""
+    return import_module(f"uniaudio.cluster.{_TARGETS[record.kind]}")
+
+
 def _follow(record: Record) -> int:
     """Copies the output until the job has ended; 0 where it ended well."""
-    place = [0]
+    place = 0
     while True:
         status = _status(record)  # before the output, so that nothing after the end is missed
-        for block in _new_output(record, place):
-            _write(block)
+        block = _target(record).output(record, place)
+        _write(block)
+        place += len(block)
         if status.state in ENDED:
             click.echo(f"{record.name}: {status.state} ({status.detail})", err=True)
             return 0 if status.state == "done" else 1
         time.sleep(_FOLLOW_SECONDS)
 
 
-def _new_output(record: Record, place: list[int]) -> Iterator[bytes]:
-    """What was added to the output file since `place`, which moves on."""
-    if not Path(record.output).exists():
-        return
-    with Path(record.output).open("rb") as file:
-        file.seek(place[0])
-        while block := file.read(65536):
-            place[0] += len(block)
-            yield block
-
-
 def _write(block: bytes) -> None:
-    os.write(sys.stdout.fileno(), block)
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as terminal:
+        terminal.write(block)

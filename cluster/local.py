@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from uniaudio.cluster.job import OUTPUT, Job, Record, create_folder, write_record
-from uniaudio.cluster.target import Status
+from uniaudio.cluster.target import Status, read_output
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.errors import UserError
 
@@ -44,6 +44,11 @@ def status(record: Record) -> Status:
     if alive.exists() and str(Path(record.output).parent).encode() in alive.read_bytes():
         return Status("running", f"process {record.id}")
     return Status("unknown", "the process has ended; its exit code went to the terminal that started it")
+
+
+def output(record: Record, start: int) -> bytes:
+    """The job's output from byte `start`."""
+    return read_output(record.output, start)
 
 
 def cancel(record: Record) -> None:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from uniaudio.atomic import publish_bytes
 from uniaudio.cluster.job import OUTPUT, Job, Record, create_folder, write_record
-from uniaudio.cluster.target import State, Status
+from uniaudio.cluster.target import State, Status, read_output
 from uniaudio.cluster.validate import layout_equation
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
@@ -123,6 +123,11 @@ def status(record: Record) -> Status:
     _, nodes, seconds, code, asked = last.split()
     state: State = "done" if code == "0" else "cancelled" if asked == "cancelled" else "failed"
     return Status(state, f"last attempt: exit code {code} after {seconds} s on {nodes}")
+
+
+def output(record: Record, start: int) -> bytes:
+    """The job's output from byte `start`."""
+    return read_output(record.output, start)
 
 
 def cancel(record: Record) -> None:

@@ -182,14 +182,9 @@ def _describe(slot: Slot, tag: str) -> dict[str, Any]:
     return {"shape": list(slot.shape), "dim": slot.partition_dim, "parts": [part]}
 
 
-def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
-    files: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
-    for report in reports:
-        files |= report["files"]
-        for name, entry in report["parameters"].items():
-            parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
-    manifest = {
+def make_manifest(identity: Identity, position: dict[str, int], files: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `manifest.json` says; position: `step`, and for a training `row`."""
+    return {
         "format": FORMAT,
         "step": position["step"],
         "data_position": position,
@@ -202,7 +197,22 @@ def _publish(temporary: Path, final: Path, position: dict[str, int], identity: I
         "files": files,
         "parameters": parameters,
     }
-    publish_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """`manifest.json` as it is written."""
+    return json.dumps(manifest, indent=1).encode()
+
+
+def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
+    files: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    for report in reports:
+        files |= report["files"]
+        for name, entry in report["parameters"].items():
+            parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
+    manifest = make_manifest(identity, position, files, parameters)
+    publish_bytes(temporary / MANIFEST, manifest_bytes(manifest))
     if final.exists():  # a damaged one that a resume went behind
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -294,7 +304,7 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
 def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabulary: Vocabulary, *, optimizer: bool) -> None:
     """Weights, and with `optimizer` the moments and the step count, each rank its own cuts, whatever layout wrote them."""
     check_vocabulary(path, manifest, vocabulary)
-    _check_parameters(path, manifest, {slot.name: slot.shape for slot in engine.slots})
+    check_parameters(path, manifest, {slot.name: slot.shape for slot in engine.slots})
     if optimizer:
         engine.prepare_state(manifest["step"])
     files = TensorFiles(path)
@@ -311,7 +321,8 @@ def read_cut(files: TensorFiles, manifest: dict[str, Any], slot: Slot, key: str)
     entry = manifest["parameters"][name]
     kind, tensor_name = ("weights", name) if key == "weight" else ("optimizer", f"{name}.{key}")
     file_of = {part["tag"]: f"{kind}-{part['tag']}.safetensors" for part in entry["parts"]}
-    if not files.has(next(iter(file_of.values())), tensor_name):
+    first = next(iter(file_of.values()))
+    if first not in manifest["files"] or not files.has(first, tensor_name):  # an export has weights alone
         return None
     if dim is None:
         return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
@@ -329,7 +340,8 @@ def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabular
         vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
 
 
-def _check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """UserError where the checkpoint lacks one of these parameters (canonical name -> whole shape), or has it in another shape."""
     saved = {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
     for name, shape in shapes.items():
         if saved.get(name) != shape:
@@ -372,7 +384,7 @@ def find(path: Path) -> Path:
 def load_weights(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
     """Weights of another training into the engine, for fine-tuning: moments and step start afresh. Returns the folder they came from."""
     path = find(path)
-    manifest = _whole_manifest(path)
+    manifest = whole_manifest(path)
     load_tensors(path, manifest, engine, vocabulary, optimizer=False)
     return path
 
@@ -384,28 +396,34 @@ def load_model(path: Path, device: torch.device | str, dtype: torch.dtype) -> tu
         UserError: no checkpoint there, or its bytes are not those that were written.
     """
     path = find(Path(path))
-    manifest = _whole_manifest(path)
+    manifest = whole_manifest(path)
     run = RunConfig.model_validate(manifest["config"])
     vocabulary = Vocabulary.from_table(manifest["vocabulary"]["table"])
     backend: Literal["torch", "triton"] = "triton" if torch.device(device).type == "cuda" and run.model.kernels != "torch" else "torch"
-    model = MultiScaleTransformer(run.model, vocabulary, num_tasks=len(run.data.tasks), backend=backend, seed=run.train.seed)
+    model = MultiScaleTransformer(run.model, vocabulary, num_tasks=len(run.data.tasks), backend=backend, seed=None)
     slots = [make_slot(name, parameter, Layout()) for name, parameter in model.named_parameters()]
-    _check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
+    check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     files = TensorFiles(path)
     with torch.no_grad():
         for slot in slots:
             tensor = read_cut(files, manifest, slot, "weight")
             assert tensor is not None
-            target = slot.parameter if slot.partition_dim is None else slot.parameter.narrow(slot.partition_dim, 0, slot.valid)
+            target = slot.parameter
+            if slot.partition_dim is not None:
+                if slot.valid < target.shape[slot.partition_dim]:
+                    target.zero_()  # rows that only pad the vocabulary
+                target = target.narrow(slot.partition_dim, 0, slot.valid)
             target.copy_(tensor)
     files.close()
     return model.to(device=device, dtype=dtype).eval(), run, vocabulary
 
 
-def _whole_manifest(path: Path) -> dict[str, Any]:
+def whole_manifest(path: Path, *, prefixes: Iterable[str] = ("weights-",)) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files of these prefixes are as they were written; UserError for a damaged one."""
     try:
         manifest = read_manifest(path)
-        verify(path, manifest, prefix="weights-")
+        for prefix in prefixes:
+            verify(path, manifest, prefix=prefix)
     except DamagedCheckpoint as error:
         raise UserError(f"checkpoint {path} is damaged", seen=error, remedy="use an earlier one") from error
     return manifest

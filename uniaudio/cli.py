@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify or show shards."),
     "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
+    "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
     "jobs": ("uniaudio.cluster.cli", "jobs", "List, follow and cancel what was submitted."),

@@ -1,0 +1,172 @@
+"""A real Slurm of two nodes on this machine: training over both, saved and requeued before its limit, cancelled, failed, given up."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import slurm_cluster
+from random_shards import write_random_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-")]
+STEPS = 60
+MODEL = {"width": 32, "num_heads": 2, "ffn_width": 64, "global_layers": 2, "local_layers": 1, "max_positions": 128, "text_width": 32}
+DATA = {
+    "tasks": ["tts", "sound"],
+    "frames_per_row": 128,
+    "rows_per_micro_batch": 2,
+    "max_documents_per_row": 8,
+    "max_text_states_per_row": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> Iterator[slurm_cluster.SlurmCluster]:
+    cluster = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    sizes = {"clips": 200, "valid_clips": 12, "codebooks": 3, "text_width": 32, "frames": (20, 60)}
+    return write_random_shards(folder, clips_per_shard=64, **sizes)
+
+
+class Place:
+    """A folder with a run, a cluster config, and `uniaudio` in it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, {**environment, "OMP_NUM_THREADS": "1"}
+
+    def run_file(self, shards: Path, name: str = "out", **train: object) -> Path:
+        config = {
+            "model": {**MODEL, "kernels": "torch"},
+            "data": {**DATA, "shards": str(shards)},
+            "parallel": {"data_parallel_size": 2},
+            "optim": {"lr": 0.003, "warmup_steps": 5},
+            "train": {"output_dir": str(self.folder / name), "steps": STEPS, "device": "cpu", "log_every": 1, "threads": 1, **train},
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
+    def cluster_file(self, *, python: str | None = None, **slurm: object) -> Path:
+        config = {
+            "kind": "slurm",
+            "job_dir": str(self.folder / "jobs"),
+            "resources": {"nodes": 2},
+            "environment": {"python": python},
+            "slurm": {"partition": "main", "master_address": "127.0.0.1", "max_fast": 2, **slurm},
+        }
+        path = self.folder / "cluster.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
+    def uniaudio(self, *words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "uniaudio", *words]
+        done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.output()}"
+        return done.stdout
+
+    def submit(self, run: Path, cluster: Path) -> str:
+        """The job's name."""
+        return self.uniaudio("submit", str(run), "--cluster", str(cluster)).split(":")[0]
+
+    def state(self, name: str) -> str:
+        return next(line.split("\t")[3] for line in self.jobs("list").splitlines() if line.startswith(f"{name}\t"))
+
+    def jobs(self, *words: str, code: int = 0) -> str:
+        return self.uniaudio("jobs", *words, "--job-dir", str(self.folder / "jobs"), code=code)
+
+    def slurm_id(self, name: str) -> str:
+        return json.loads((self.folder / "jobs" / name / "job.json").read_text())["id"]
+
+    def output(self) -> str:
+        return "".join(path.read_text() for path in self.folder.glob("jobs/*/output.log"))
+
+    def attempts(self, name: str) -> list[list[str]]:
+        """Exit code and reason of each attempt that has ended."""
+        path = self.folder / "jobs" / name / "attempts"
+        return [line.split()[3:] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def losses(self, name: str = "out") -> list[tuple[int, float]]:
+        """(step, loss) as written to the last bit."""
+        path = self.folder / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+@pytest.fixture
+def place(slurm, tmp_path) -> Iterator[Place]:
+    yield Place(tmp_path, slurm.environment)
+    slurm.run("scancel", "--user=root")
+    slurm.wait_for(lambda: not slurm.run("squeue", "--noheader").strip(), seconds=60)
+
+
+def test_training_saves_before_the_limit_is_requeued_and_ends_with_the_losses_of_an_uninterrupted_one(slurm, shards, place) -> None:
+    name = place.submit(place.run_file(shards), place.cluster_file(fast_seconds=0))
+    slurm.wait_for(lambda: len(place.losses()) >= 5, seconds=120)
+    slurm.run("scancel", "--batch", "--signal=USR1", place.slurm_id(name))  # as Slurm itself does `signal_seconds` before the limit
+    slurm.wait_for(lambda: place.attempts(name), seconds=60)
+    assert place.attempts(name) == [["75", "limit"]]
+    assert 5 <= len(place.losses()) < STEPS
+    slurm.wait_for(lambda: len(place.attempts(name)) == 2, seconds=180)
+    assert place.attempts(name)[1] == ["0", "-"]
+    slurm.wait_for(lambda: place.state(name) == "done", seconds=20)
+    assert "resumed from" in place.jobs("logs", name)
+    place.uniaudio("train", str(place.run_file(shards, "plain")))  # two processes, no Slurm
+    assert [step for step, _ in place.losses()] == list(range(1, STEPS + 1))
+    assert place.losses() == place.losses("plain")
+
+
+def test_a_cancelled_training_saves_and_is_not_requeued(slurm, shards, place) -> None:
+    name = place.submit(place.run_file(shards, steps=5000), place.cluster_file())
+    slurm.wait_for(lambda: len(place.losses()) >= 3, seconds=120)
+    assert place.state(name) == "running"
+    place.jobs("cancel", name)
+    slurm.wait_for(lambda: place.state(name) == "cancelled" and not slurm.run("squeue", "--noheader").strip(), seconds=60)
+    assert len(list((place.folder / "out" / "checkpoints").glob("step-*"))) == 1
+    assert "queued again" not in place.output()
+
+
+def test_a_fault_of_the_user_is_not_tried_again(slurm, shards, place) -> None:
+    copy = place.folder / "shards"
+    shutil.copytree(shards, copy)
+    for index in copy.glob("*.index.npz"):  # what validation does not read
+        index.unlink()
+    name = place.submit(place.run_file(copy), place.cluster_file())
+    slurm.wait_for(lambda: place.attempts(name), seconds=120)
+    assert place.attempts(name) == [["2", "-"]]
+    assert "not tried again" in place.output()
+    place.jobs("status", name, code=1)
+
+
+def test_a_job_that_crashes_at_once_is_given_up_after_max_fast_attempts(slurm, shards, place) -> None:
+    name = place.submit(place.run_file(shards), place.cluster_file(python=shutil.which("false")))
+    slurm.wait_for(lambda: len(place.attempts(name)) == 2, seconds=120)
+    slurm.wait_for(lambda: place.state(name) == "failed", seconds=30)
+    assert place.attempts(name) == [["1", "-"], ["1", "-"]]
+    assert "2 fast attempts in a row, given up" in place.output()
+
+
+def test_slurm_refuses_what_it_does_not_know(slurm, shards, place) -> None:
+    cluster = place.cluster_file(partition="nowhere")
+    assert place.uniaudio("submit", str(place.run_file(shards)), "--cluster", str(cluster), code=2) == ""
+    assert not place.jobs("list")
+
+
+def test_torchrun_launcher_trains_on_both_nodes(slurm, shards, place) -> None:
+    name = place.submit(place.run_file(shards, steps=4), place.cluster_file(launcher="torchrun"))
+    slurm.wait_for(lambda: place.attempts(name), seconds=120)
+    assert place.attempts(name) == [["0", "-"]], place.output()
+    assert [step for step, _ in place.losses()] == [1, 2, 3, 4]

@@ -1,0 +1,97 @@
+"""The rendered scripts, held against golden files; `UNIAUDIO_UPDATE_GOLDEN=1 pytest` writes them anew."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from uniaudio.cluster import slurm
+from uniaudio.cluster.job import Job, Record
+from uniaudio.configs.cluster import ClusterConfig
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.configs.load import load_config, validate
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden"
+PYTHON = {"python": "/opt/uniaudio/bin/python"}
+GPUS = {"nodes": 2, "gpus_per_node": 8, "cpus_per_process": 12, "memory_gb_per_node": 900, "time_limit_minutes": 1440}
+EVERY_KNOB = {
+    "partition": "gpu",
+    "account": "audio",
+    "qos": "high",
+    "constraint": "h100&ib",
+    "exclude": "n[3-4]",
+    "reservation": "week",
+    "extra": ["--switches=1@12:00:00", "--comment='two words'"],
+    "srun_extra": ["--cpu-bind=cores"],
+    "launcher": "torchrun",
+    "signal_seconds": 600,
+    "requeue": False,
+    "master_address": "10.0.0.1",
+    "master_port": 29500,
+}
+CONTAINER = {"container": "registry.example.com/uniaudio:1", "container_mounts": ["/data:/data"], "variables": {"NCCL_DEBUG": "WARN"}}
+SCRIPTS = {
+    "train": ("run", {"resources": GPUS, "environment": PYTHON}),
+    "train_every_knob": ("run", {"resources": GPUS, "environment": CONTAINER, "slurm": EVERY_KNOB}),
+    "train_apptainer": ("run", {"resources": GPUS, "environment": CONTAINER, "slurm": {"container_runtime": "apptainer"}}),
+    "train_wheelhouse": ("run", {"resources": GPUS, "environment": {"python": "/usr/bin/python3", "wheelhouse": "/data/wheels"}}),
+    "farm_one_node": ("farm", {"environment": {**PYTHON, "setup": ["module load ffmpeg"]}}),
+    "farm_two_nodes": ("farm", {"resources": {"nodes": 2, "cpus_per_process": 32}, "environment": PYTHON}),
+}
+
+
+def script(name: str, after: tuple[str, ...] = ()) -> str:
+    what, sections = SCRIPTS[name]
+    cluster = validate(ClusterConfig, {"kind": "slurm", **sections}, source="cluster.yaml")
+    if what == "run":
+        config: RunConfig | FarmConfig = load_config(RunConfig, "paper_1b", folder="runs")
+    else:
+        config = load_config(FarmConfig, "demo", folder="farms")
+    return slurm.render(Job(config, Path(f"/work/jobs/{name}-1"), Path("/work")), cluster, after)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_is_the_golden_one(name):
+    path = GOLDEN / f"{name}.sbatch"
+    if os.environ.get("UNIAUDIO_UPDATE_GOLDEN"):
+        path.write_text(script(name))
+    assert script(name) == path.read_text()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_is_valid_bash(name, tmp_path):
+    (tmp_path / "job").write_text(script(name))
+    done = subprocess.run([shutil.which("bash") or "bash", "-n", str(tmp_path / "job")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dependencies_are_directives():
+    assert "#SBATCH --dependency=afterok:17:18\n" in script("train", ("17", "18"))
+
+
+def test_words_of_paths_are_quoted():
+    cluster = validate(ClusterConfig, {"kind": "slurm", "environment": {"python": "/a b/python; rm -rf /"}}, source="c")
+    config = load_config(RunConfig, "demo_cpu", folder="runs", overrides=["parallel.tensor_parallel_size=1"])
+    text = slurm.render(Job(config, Path("/work/jobs $HOME/x-1"), Path("/work")), cluster)
+    assert "'/a b/python; rm -rf /' -m uniaudio train '/work/jobs $HOME/x-1/config.yaml'" in text
+    assert "JOB='/work/jobs $HOME/x-1'\n" in text
+
+
+def test_without_a_client_the_error_says_so(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match="no Slurm client .*login node"):
+        slurm.cancel(Record("train-x-1", "slurm", "7", "train", "now"))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "state"), [("t n1 9 75 limit\nt n1 9 0 -\n", "done"), ("t n1 9 1 -\n", "failed"), ("t n1 9 75 cancelled\n", "cancelled")]
+)
+def test_what_slurm_has_forgotten_the_job_folder_knows(attempts, state, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "_slurm", lambda command, may_fail: "")
+    (tmp_path / "attempts").write_text(attempts)
+    assert slurm.status(Record("train-x-1", "slurm", "7", "train", "now", output=str(tmp_path / "output.log"))).state == state
+    assert slurm.status(Record("train-x-1", "slurm", "7", "train", "now", output=str(tmp_path / "no" / "output.log"))).state == "unknown"
