@@ -21,8 +21,8 @@ class Card:
     figures: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def text(self, tasks: tuple[str, ...]) -> str:
-        """The card; `tasks` name the example."""
+    def text(self, run: RunConfig, *, generates: bool) -> str:
+        """The card; `generates`: the tokenizers are known, so that `uniaudio generate` works."""
         facts = "\n".join(f"| {name} | {value} |" for name, value in self.facts)
         figures = "None were measured."
         if self.figures:
@@ -30,10 +30,15 @@ class Card:
             head = "Nats a code; beside it what the best model pays that knows only how often each code occurs."
             figures = f"{head}\n\n| | model | unigram |\n|---|---|---|\n{rows}"
         notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"# {self.title}\n\n| | |\n|---|---|\n{facts}\n{notes}\n## Figures\n\n{figures}\n\n{_usage(tasks)}"
+        return f"# {self.title}\n\n| | |\n|---|---|\n{facts}\n{notes}\n## Figures\n\n{figures}\n\n{_usage(run, generates)}"
 
 
-def _usage(tasks: tuple[str, ...]) -> str:
+def _usage(run: RunConfig, generates: bool) -> str:
+    tasks = run.data.tasks
+    task = "tts" if "tts" in tasks else tasks[0]
+    generate = (
+        f"uniaudio generate --checkpoint FOLDER --task {task} --out out.wav     # with the inputs of the task: uniaudio generate --help\n"
+    )
     return f"""## Use
 
 ```python
@@ -44,8 +49,7 @@ logits_BTQV = model(codes_BTQ)   # vocabulary ids, frames from <start> on; logit
 ```
 
 ```
-uniaudio generate --checkpoint FOLDER --task {tasks[0]} --out out.wav     # with the inputs of the task: uniaudio generate --help
-uniaudio train FOLDER/config.yaml train.init_from=FOLDER data.shards=shards train.output_dir=runs/tuned
+{generate if generates else ""}uniaudio train FOLDER/config.yaml train.init_from=FOLDER data.shards=shards train.output_dir=runs/tuned
 ```
 
 `vocabulary.yaml` is the table of token ids, `manifest.json` the config, the parameters' shapes and the sha256 of the weights.

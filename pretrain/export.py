@@ -85,7 +85,7 @@ def write_folder(
         (folder / MANIFEST).write_bytes(checkpoint.manifest_bytes(manifest))
         (folder / "config.yaml").write_text(dump_config(run), encoding="utf-8")
         (folder / "vocabulary.yaml").write_text(vocabulary_yaml(identity.vocabulary), encoding="utf-8")
-        (folder / "README.md").write_text(card.text(run.data.tasks), encoding="utf-8")
+        (folder / "README.md").write_text(card.text(run, generates=bool(identity.tokenizers)), encoding="utf-8")
 
 
 def _with_vocabulary(run: RunConfig, vocabulary: Vocabulary, out: Path) -> RunConfig:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from uniaudio.kernels.column_sum import column_sum
 from uniaudio.kernels.device import streaming_multiprocessors
 
 
@@ -155,7 +156,7 @@ def gelu_backward(
     _gelu_backward[(parts * blocks,)](
         x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program, exact, launch.features, launch.rows, num_warps=launch.warps
     )
-    return grad_x, bias_parts.sum(dim=0).to(bias.dtype)
+    return grad_x, column_sum(bias_parts, bias.dtype)
 
 
 class BiasGelu(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Checks every kernel against float32 on the GPU, then times it beside the other backends and writes the CSV."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -112,26 +113,39 @@ def bench_loss(table: Table, codes: int, width: int, rows: int, num_valid: int) 
         )  # fmt: skip
 
 
+def bench_frames(table: Table) -> None:
+    """The paper's three codes, eight codes, and a million frames."""
+    bench_frame_attention(table, 8192, 3, 12, 128)
+    bench_frame_attention(table, 8192, 8, 12, 128)
+    bench_frame_attention(table, 1_000_000, 3, 12, 64)
+
+
+BENCHES: dict[str, Callable[[Table], None]] = {
+    "frame_attention": bench_frames,
+    "packed_96": lambda table: packed.bench(table, 16, 96),
+    "packed_128": lambda table: packed.bench(table, 12, 128),
+    "one_document": packed.bench_single,
+    "norm": lambda table: bench_norm(table, 24_576, 1536),
+    "activation": lambda table: bench_activation(table, 24_576, 6144),
+    "embedding": lambda table: bench_embedding(table, 16_384, 3, 4224, 1536),
+    "loss": lambda table: bench_loss(table, 24_576, 1536, 4224, 4213),
+}
+
+
 def main() -> None:
     """Correctness first (a red check stops the run), then the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV")
     parser.add_argument("--commit", default=commit(), help="name of the measured version")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*BENCHES], help="these groups alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     packed.check()
     say("packed-document attention agrees with float32 and with the other backends")
     table = Table(arguments.commit)
-    for codes in (3, 8):
-        bench_frame_attention(table, 8192, codes, 12, 128)
-    bench_frame_attention(table, 1_000_000, 3, 12, 64)
-    for heads, head_dim in ((16, 96), (12, 128)):
-        packed.bench(table, heads, head_dim)
-    packed.bench_single(table)
-    bench_norm(table, 24_576, 1536)
-    bench_activation(table, 24_576, 6144)
-    bench_embedding(table, 16_384, 3, 4224, 1536)
-    bench_loss(table, 24_576, 1536, 4224, 4213)
+    for name, bench in BENCHES.items():
+        if not arguments.only or name in arguments.only:
+            bench(table)
     table.write(arguments.out / "kernels.csv")
 
 

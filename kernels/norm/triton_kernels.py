@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from uniaudio.kernels.column_sum import column_sum
 from uniaudio.kernels.device import streaming_multiprocessors
 
 
@@ -48,7 +49,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    total, weight, means, scales, grad_normed, grad_total, grad_x, weight_parts, bias_parts, count, rows_a_program,
+    total, weight, means, scales, grad_normed, grad_total, grad_x, parts, count, rows_a_program,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -78,9 +79,10 @@ def _backward(
         if HAS_GRAD_TOTAL:
             result += tl.load(grad_total + offsets, mask=inside, other=0.0).to(tl.float32)
         tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask=inside)
-    tl.store(weight_parts + program * D + cols, tl.sum(weight_sum, axis=0), mask=cols < D)
+    SUMS: tl.constexpr = 2 if CENTERED else 1
+    tl.store(parts + program * SUMS * D + cols, tl.sum(weight_sum, axis=0), mask=cols < D)
     if CENTERED:
-        tl.store(bias_parts + program * D + cols, tl.sum(bias_sum, axis=0), mask=cols < D)
+        tl.store(parts + program * SUMS * D + D + cols, tl.sum(bias_sum, axis=0), mask=cols < D)
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,19 @@ class Launch:
 
     rows: int
     warps: int
-    programs_an_sm: int = 4
+    programs_an_sm: int = 1
     stages: int = 1
 
 
-def default_launch(width: int) -> Launch:
-    """About 2,048 elements a tile, 16 a thread (kernels/README.md)."""
+def default_launch(width: int, *, backward: bool) -> Launch:
+    """The launches measured best at width 1536 on an H100 (kernels/README.md), with as many elements a thread at other widths."""
     padded = _padded(width)
-    rows = max(1, 1024 // padded)
-    return Launch(rows, min(16, max(1, padded * rows // 512)))
+    if backward:
+        rows = max(1, 4096 // padded)
+        stages = 4 if padded <= 4096 else 1  # wider tiles in flight do not fit into shared memory
+        return Launch(rows, min(16, max(1, padded * rows // 512)), 1, stages)
+    rows = max(1, 4096 // padded)
+    return Launch(rows, min(16, max(1, padded * rows // 1024)))
 
 
 def _padded(width: int) -> int:
@@ -120,7 +126,7 @@ def forward(
     means = None if bias is None else torch.empty(count, dtype=torch.float32, device=x.device)
     scales = torch.empty(count, dtype=torch.float32, device=x.device)
     if count:
-        launch = launch or default_launch(width)
+        launch = launch or default_launch(width, backward=False)
         _forward[(triton.cdiv(count, launch.rows),)](
             x, residual, weight, bias, normed, total, means, scales, count, eps,
             width, _padded(width), launch.rows, bias is not None, residual is not None, num_warps=launch.warps,
@@ -140,18 +146,19 @@ def backward(
     """Gradients of x (and of the residual: the same), weight and, unless `means` is None, bias."""
     width = total.shape[-1]
     count = total.numel() // width
-    launch = launch or default_launch(width)
+    launch = launch or default_launch(width, backward=True)
     tiles = triton.cdiv(count, launch.rows)
     programs = max(1, min(tiles, streaming_multiprocessors(total.device) * launch.programs_an_sm))
     rows_a_program = triton.cdiv(tiles, programs) * launch.rows
     grad_x = torch.empty_like(total)
-    parts = torch.empty(1 if means is None else 2, programs, width, dtype=torch.float32, device=total.device)
+    # One row of parts a program: the weight's, then the bias's.
+    parts = torch.empty(programs, width if means is None else 2 * width, dtype=torch.float32, device=total.device)
     _backward[(programs,)](
-        total, weight, means, scales, grad_normed, grad_total, grad_x, parts[0], None if means is None else parts[1], count, rows_a_program,
+        total, weight, means, scales, grad_normed, grad_total, grad_x, parts, count, rows_a_program,
         width, _padded(width), launch.rows, means is not None, grad_total is not None, launch.stages, num_warps=launch.warps,
     )  # fmt: skip
-    sums = parts.sum(dim=1).to(weight.dtype)
-    return grad_x, sums[0], None if means is None else sums[1]
+    sums = column_sum(parts, weight.dtype)
+    return grad_x, sums[:width], None if means is None else sums[width:]
 
 
 class AddNorm(torch.autograd.Function):

@@ -14,7 +14,11 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class Launch:
-    """Rows of the tile that stays, rows of the tile that walks, warps, pipeline stages."""
+    """Rows of the tile that stays, rows of the tile that walks, warps, pipeline stages.
+
+    Two stages at least for a split head in 16 bits: Triton 3.6 compiles the unpipelined walk into shared-memory reads out of range and a
+    wrong result (compute-sanitizer, H100, head width 96, 64 x 64 x 4 warps x 1 stage).
+    """
 
     rows: int
     step: int
@@ -40,24 +44,28 @@ def default_plan(head_dim: int, dtype: torch.dtype, *, packed: bool) -> Plan:
         wide = Launch(64, 32, 4, 1)
         return Plan(wide, wide, wide)
     step = 32 if packed else 64
+    if packed and head_dim <= 96:
+        return Plan(Launch(64, 32, 4, 3), Launch(64, 32, 4, 3), Launch(64, 32, 4, 3))
     return Plan(Launch(64, step, 4, 3), Launch(64, step, 4, 2), Launch(64, 64, 4, 2))
 
 
 def head_parts(head_dim: int) -> tuple[int, int, bool]:
     """Columns of the main part, of the rest, and whether there is a rest: 96 = 64 + 32 is a quarter less work than 128.
 
-    Triton's tiles are powers of two wide, at least 16. A head that is no sum of two of them is padded to one.
+    Triton's tiles are powers of two wide, at least 16. A head that is no sum of two of them, or wider than 128, is padded to one.
     """
     power = triton.next_power_of_2(head_dim)
     rest = head_dim - power // 2
-    if head_dim < power and rest >= 16 and rest == triton.next_power_of_2(rest):
+    if head_dim < power <= 128 and rest >= 16 and rest == triton.next_power_of_2(rest):
         return power // 2, rest, True
     return max(16, power), 16, False
 
 
 def sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int]:
     """Grid and tiles a row."""
-    batch, frames, heads, _, _ = qkv_BTN3H.shape
+    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+    if launch.stages < 2 and head_parts(head_dim)[2] and qkv_BTN3H.dtype != torch.float32:
+        raise ValueError(f"varlen_attention: stages of a split head in 16 bits | seen: {launch.stages} | allowed: 2 or more")
     tiles = triton.cdiv(frames, launch.rows)
     return (tiles * batch * heads,), tiles
 

@@ -151,9 +151,19 @@ def _knows(vocabulary: Vocabulary, task: TaskConfig) -> bool:
 
 
 def run_config(description: Description, out: Path) -> RunConfig:
-    """The run that a checkpoint's readers expect. Its data and training sections say where to go on from, not how it was trained."""
-    tasks = known_tasks(description.vocabulary)
+    """The run that a checkpoint's readers expect: this model, and the paper's fine-tuning to go on from it (paper, section Optimisation).
+
+    The released code's loss counts every token, under prefix-LM the target alone.
+    """
+    model, tasks = description.model, known_tasks(description.vocabulary)
     if not tasks:
         raise UserError("the vocabulary has the tokens of no task", seen=description.vocabulary.name, allowed=", ".join(shipped("tasks")))
-    data = {"shards": "shards", "tasks": tasks, "frames_per_row": min(8000, description.model.max_positions)}
-    return RunConfig.model_validate({"model": description.model, "data": data, "train": {"output_dir": f"{out}-tuned", "steps": 1}})
+    data = {
+        "shards": "shards",
+        "tasks": tasks,
+        "frames_per_row": min(8000, model.max_positions),
+        "rows_per_micro_batch": 1,
+        "loss_on": "target" if model.prefix_lm else "all",
+    }
+    train = {"output_dir": f"{out}-tuned", "steps": 50_000}
+    return RunConfig.model_validate({"model": model, "data": data, "optim": {"lr": 1e-5, "warmup_steps": 1000}, "train": train})

@@ -60,7 +60,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def filled(*args: object, original: Callable[..., torch.Tensor] = original, **kwargs: object) -> torch.Tensor:
             tensor = original(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
+            if tensor.is_floating_point():
+                tensor.detach().fill_(float("nan"))
+            elif tensor.dtype in (torch.int32, torch.int64):
+                tensor.fill_(2**30)
+            return tensor
 
         monkeypatch.setattr(torch, name, filled)
 

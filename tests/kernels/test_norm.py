@@ -5,7 +5,7 @@ import torch
 
 from uniaudio.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
-SHAPES = [(2, 3), (5, 16), (3, 7, 48), (37, 96), (9, 1536)]
+SHAPES = [(2, 24), (5, 16), (3, 7, 48), (37, 96), (9, 1536)]
 
 
 def naive(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:

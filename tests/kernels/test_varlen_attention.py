@@ -91,12 +91,26 @@ def test_every_tile_shape_gives_the_same(rows, step, place, poisoned, assert_as_
 
 @pytest.mark.parametrize(
     ("head_dim", "parts"),
-    [(8, (16, 16, False)), (64, (64, 16, False)), (80, (64, 16, True)), (96, (64, 32, True)), (104, (128, 16, False))],
+    [
+        (8, (16, 16, False)),
+        (64, (64, 16, False)),
+        (80, (64, 16, True)),
+        (96, (64, 32, True)),
+        (104, (128, 16, False)),
+        (192, (256, 16, False)),
+    ],
 )
 def test_head_parts(head_dim, parts) -> None:
     from uniaudio.kernels.varlen_attention.tiles import head_parts
 
     assert head_parts(head_dim) == parts
+
+
+def test_unpipelined_walk_over_a_split_head_is_refused() -> None:
+    from uniaudio.kernels.varlen_attention.tiles import Launch, sizes
+
+    with pytest.raises(ValueError, match="stages of a split head"):
+        sizes(torch.zeros(1, 8, 1, 3, 96, dtype=torch.float16), Launch(64, 64, 4, 1))
 
 
 @pytest.mark.parametrize("case", ROWS)

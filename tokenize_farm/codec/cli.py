@@ -28,6 +28,13 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError("--levels are numbers, separated by commas", seen=text) from error
+
+
 @click.group()
 def codec() -> None:
     """Train, use and measure the universal codec.
@@ -122,3 +129,31 @@ def speed(weights: Path | None, device: str, dtype: str, clips: int, compiled: b
 
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
     click.echo(json.dumps(measure(model, clips=clips, compiled=compiled)))
+
+
+@codec.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@OUT
+@WEIGHTS
+@DEVICE
+@click.option("--levels", default="1,2,3,4,6,8", show_default=True, help="Numbers of levels, by commas.")
+@click.option("--baseline", "baselines", multiple=True, metavar="opus:KBPS|codec2:RATE", help="Beside it; may be repeated.")
+@click.option("--clips", default=24, show_default=True, help="Clips of each kind.")
+@click.option("--source", default="", help="Only rows whose source contains this text.")
+def evaluate(
+    manifest: Path, out: Path, weights: Path | None, device: str, levels: str, baselines: tuple[str, ...], clips: int, source: str
+) -> None:
+    """Measure quality and code use on the held-out rows of MANIFEST: OUT/quality.csv, OUT/codes.csv and OUT/README.md.
+
+    Example: uniaudio codec evaluate corpus/manifest.jsonl --out docs/codec --baseline opus:6 --baseline opus:8
+    """
+    from uniaudio.tokenize_farm.codec.evaluate import choose_clips
+    from uniaudio.tokenize_farm.codec.evaluate import evaluate as measure
+    from uniaudio.tokenize_farm.codec.report import write_report
+    from uniaudio.tokenize_farm.manifest import read_manifest
+
+    model = load_codec(weights, device=_device(device))
+    chosen = choose_clips((row for row in read_manifest(manifest) if source in (row.source or "")), per_kind=clips)
+    counts = _numbers(levels)
+    quality, codes = measure(model, chosen, levels=counts, baselines=list(baselines), report=lambda text: click.echo(text, err=True))
+    click.echo(write_report(out, quality, codes))

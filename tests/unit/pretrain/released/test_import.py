@@ -210,6 +210,7 @@ def test_folder_says_what_it_is(released: Released) -> None:
     card = (released.out / "README.md").read_text()
     assert "| global Transformer | 2 layers, width 48, 2 heads, FFN 192 |" in card
     assert "| vocabulary | 175 ids" in card and "None were measured." in card
+    assert "uniaudio generate" not in card, "no tokenizers"
 
 
 def test_it_can_be_fine_tuned_from(released: Released, tmp_path: Path) -> None:
@@ -261,6 +262,11 @@ def test_commands_import_and_generate_says_that_it_lacks_tokenizers(released: Re
 
 
 # ---- the vocabulary ----
+
+
+def test_table_without_a_task_is_refused(released: Released) -> None:
+    released.arguments["token_list"] = [token.replace("_task>", "_other>") for token in released.arguments["token_list"]]
+    assert "the vocabulary has the tokens of no task | seen: config" in released.fault()
 
 
 def test_published_token_list_is_the_shipped_table() -> None:

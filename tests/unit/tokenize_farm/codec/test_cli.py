@@ -1,0 +1,116 @@
+"""`uniaudio codec` from files to files, and the measures of `evaluate`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.unit.tokenize_farm.codec.test_model import tiny
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.audio import load_audio, save_wav
+from uniaudio.tokenize_farm.codec.cli import codec
+from uniaudio.tokenize_farm.codec.evaluate import choose_clips, compare, evaluate
+from uniaudio.tokenize_farm.codec.report import write_report
+from uniaudio.tokenize_farm.codec.weights import load_codec, save_codec
+from uniaudio.tokenize_farm.manifest import ManifestRow
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_codec(tmp_path / "codec.safetensors", tiny(), dtype=torch.float32)
+    return str(tmp_path / "codec.safetensors")
+
+
+def wave(seed: int, samples: int = 16_000) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(samples) * 0.1).astype(np.float32)
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(codec, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+    return result.output
+
+
+def test_encode_then_decode_keeps_stems_and_folders(tmp_path, weights):
+    save_wav(tmp_path / "in" / "a.wav", wave(0))
+    save_wav(tmp_path / "in" / "deep" / "b.wav", wave(1, 12_345))
+    run("encode", tmp_path / "in", "--out", tmp_path / "codes", "--weights", weights, "--levels", 3)
+    codes = np.load(tmp_path / "codes" / "deep" / "b.npy", allow_pickle=False)
+    assert codes.shape == (39, 3) and codes.dtype == np.uint16
+    run("decode", tmp_path / "codes", "--out", tmp_path / "wav", "--weights", weights)
+    assert load_audio(tmp_path / "wav" / "a.wav").shape == (16_000,)
+    assert load_audio(tmp_path / "wav" / "deep" / "b.wav").shape == (39 * 320,)
+
+
+def test_faults_are_user_errors(tmp_path, weights):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing to read"):
+        run("encode", tmp_path / "empty", "--out", tmp_path / "o", "--weights", weights)
+    for name in ("a.wav", "a.flac"):
+        (tmp_path / "empty" / name).write_bytes(b"x")
+    with pytest.raises(UserError, match="two files of one stem"):
+        run("encode", tmp_path / "empty", "--out", tmp_path / "o", "--weights", weights)
+    with pytest.raises(UserError, match="recording cannot be used"):
+        run("encode", tmp_path / "empty" / "a.wav", "--out", tmp_path / "o", "--weights", weights)
+    (tmp_path / "bad.npy").write_bytes(b"not an array")
+    with pytest.raises(UserError, match="not a file of codes"):
+        run("decode", tmp_path / "bad.npy", "--out", tmp_path / "o", "--weights", weights)
+    np.save(tmp_path / "float.npy", np.zeros((3, 2)))
+    with pytest.raises(UserError, match="integers"):
+        run("decode", tmp_path / "float.npy", "--out", tmp_path / "o", "--weights", weights)
+    with pytest.raises(UserError, match="looks like music=40"):
+        run("pack", tmp_path / "m.jsonl", "--out", tmp_path / "o", "--source-minutes", "music")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_named(tmp_path, weights):
+    with pytest.raises(UserError, match="no CUDA device"):
+        run("speed", "--weights", weights, "--device", "cuda")
+
+
+def test_speed_is_a_positive_multiple_of_real_time(weights):
+    figures = json.loads(run("speed", "--weights", weights, "--clips", 1))
+    assert figures["encode"] > 0 and figures["decode"] > 0
+
+
+def test_measures_rank_a_better_copy_higher():
+    clip = wave(0)
+    close, far = (compare(clip, clip + k * wave(1), speech=False) for k in (0.05, 0.8))
+    assert close["mel"] < far["mel"] and close["stft"] < far["stft"] and close["si_sdr"] > far["si_sdr"]
+    assert compare(clip, 0.5 * clip, speech=False)["si_sdr"] > 60
+
+
+def test_evaluation_measures_held_out_rows_only_and_writes_its_page(tmp_path, weights):
+    rows = []
+    for i, split in enumerate(("train", "valid", "valid")):
+        save_wav(tmp_path / f"{i}.wav", wave(i, 40_000))
+        rows.append(ManifestRow(id=str(i), audio_filepath=str(tmp_path / f"{i}.wav"), duration=2.5, kind="sound", split=split))
+    chosen = choose_clips(rows, per_kind=5)
+    assert [row.id for row in chosen] == ["1", "2"]
+    quality, codes = evaluate(load_codec(weights), chosen, levels=[1, 4], baselines=[])
+    assert [(row["system"], row["clips"], row["kbps"]) for row in quality] == [("ours, 1 levels", 2, 0.25), ("ours, 4 levels", 2, 1.0)]
+    assert len(codes) == 4 and 0 < codes[0]["used"] <= 1 and 0 <= codes[0]["entropy_bits"] <= 5
+    assert "| ours, 4 levels | 2 | 1.0 |" in write_report(tmp_path / "out", quality, codes)
+    assert (tmp_path / "out" / "quality.csv").read_text().count("\n") == 3
+
+
+def test_missing_held_out_rows_and_unknown_baselines_are_named(weights):
+    with pytest.raises(UserError, match="no held-out rows"):
+        choose_clips([], per_kind=1)
+    with pytest.raises(UserError, match="unknown baseline"):
+        evaluate(load_codec(weights), [], levels=[], baselines=["mp3:8"])
+
+
+def test_a_baseline_whose_program_is_missing_is_named(monkeypatch, weights):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs the programs opusenc, opusdec"):
+        evaluate(load_codec(weights), [], levels=[], baselines=["opus:8"])
+
+
+def test_shipped_weights_encode_and_decode():
+    shipped = load_codec()
+    clip = torch.from_numpy(wave(0, 16_000))[None]
+    codes = shipped.encode(clip)
+    assert codes.shape == (1, 50, 8)
+    assert float((shipped.decode(codes).std() / clip.std()).log().abs()) < 1

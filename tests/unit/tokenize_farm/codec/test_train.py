@@ -1,0 +1,126 @@
+"""Packing and training: held-out clips stay out, a stopped training goes on exactly, bad input is named."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from uniaudio.configs.codec import CodecConfig, CodecDataConfig, CodecModelConfig, CodecTrainConfig
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.audio import save_wav
+from uniaudio.tokenize_farm.codec.data import PackedRecordings, pack_recordings
+from uniaudio.tokenize_farm.codec.train import CodecTraining, rate_share
+from uniaudio.tokenize_farm.codec.weights import load_codec
+from uniaudio.tokenize_farm.manifest import ManifestRow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pack(tmp_path):
+    rows = []
+    for i in range(4):
+        time = np.arange(16_000) / 16_000
+        save_wav(tmp_path / f"{i}.wav", 0.3 * np.sin(2 * np.pi * 200 * (i + 1) * time))
+        split, kind = ("valid" if i == 3 else "train"), ("music" if i == 2 else "speech")
+        rows.append(ManifestRow(id=str(i), audio_filepath=str(tmp_path / f"{i}.wav"), kind=kind, split=split, source="s"))
+    rows.append(ManifestRow(id="gone", audio_filepath=str(tmp_path / "gone.wav"), split="train", source="s"))
+    pack_recordings(rows, tmp_path / "pack")
+    return tmp_path / "pack"
+
+
+TINY = CodecModelConfig(
+    width=16,
+    fine_width=16,
+    encoder_fine_layers=1,
+    encoder_layers=1,
+    decoder_layers=1,
+    decoder_fine_layers=1,
+    num_codebooks=2,
+    codebook_size=8,
+)
+JUDGES = {"discriminator_batch": 2, "discriminator_frames": 6, "discriminator_scales": [128], "discriminator_channels": 4}
+SCHEDULE = {"batch_size": 2, "precision": "fp32", "log_every": 2, "warmup_steps": 1, "revive_every": 2, "max_steps": 8}
+
+
+def config(pack, out, **train) -> CodecConfig:
+    return CodecConfig(
+        model=TINY,
+        data=CodecDataConfig(pack=str(pack), segment_frames=12, speeds=[1.0, 1.25]),
+        train=CodecTrainConfig(**{**JUDGES, **SCHEDULE, **train}),
+        output_dir=str(out),
+    )
+
+
+def test_pack_holds_the_training_clips_only_at_every_speed(pack):
+    data = PackedRecordings(CodecDataConfig(pack=str(pack), speeds=[1.0, 1.25]), 3840, CPU)
+    assert data.names == ["music/s/1", "music/s/1.25", "speech/s/1", "speech/s/1.25"]
+    assert [len(x) for x in torch.tensor_split(data.data, data.starts[1:].tolist())] == [16_000, 12_800, 32_000, 25_600]
+    peak = torch.fft.rfft(data.data[16_000:28_800].float()).abs().argmax() * 16_000 / 12_800
+    assert float(peak) == pytest.approx(600 * 1.25, abs=3)
+    clips = data.draw(16)
+    assert clips.shape == (16, 3840) and clips.abs().max() <= 1 and bool(torch.isfinite(clips).all())
+
+
+def test_a_stopped_training_goes_on_exactly(pack, tmp_path):
+    whole = CodecTraining(config(pack, tmp_path / "whole", max_steps=6, discriminate_from=0.3), CPU)
+    whole.run()
+    part = config(pack, tmp_path / "part", max_steps=6, discriminate_from=0.3)
+    ticks = iter(range(1000))
+    first = CodecTraining(part, CPU, clock=lambda: float(next(ticks)))
+    assert first.run(max_seconds=5) < 1 and 0 < first.step < 6
+    second = CodecTraining(part, CPU)
+    assert second.step == first.step
+    second.run()
+    for name, value in whole.work.codec.state_dict().items():
+        assert torch.equal(value, second.work.codec.state_dict()[name]), name
+    again = load_codec(tmp_path / "part" / "codec.safetensors")
+    assert again.encode(torch.zeros(1, 640)).shape == (1, 2, 2)
+
+
+def test_training_lowers_the_loss_and_logs_it(pack, tmp_path):
+    training = CodecTraining(config(pack, tmp_path / "out", max_steps=60, lr=3e-3, discriminate_from=0.9, log_every=10), CPU)
+    assert training.run() == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert lines[-1]["mel"] < 0.8 * lines[0]["mel"]
+    assert lines[0]["discriminator"] == 0 and lines[-1]["discriminator"] > 0
+
+
+def test_schedule_warms_up_holds_and_falls_to_zero():
+    train = CodecTrainConfig(warmup_steps=9, decay_from=0.5)
+    assert rate_share(train, 0, 0.0) == pytest.approx(0.1)
+    assert rate_share(train, 100, 0.5) == 1
+    assert rate_share(train, 100, 0.75) == pytest.approx(0.5)
+    assert rate_share(train, 100, 1.0) == pytest.approx(0)
+
+
+def test_time_budget_ends_the_schedule(pack, tmp_path):
+    ticks = iter(range(10_000))
+    training = CodecTraining(config(pack, tmp_path / "out", max_steps=10_000, max_minutes=0.2), CPU, clock=lambda: float(next(ticks)))
+    assert training.run() == 1.0 and training.step < 13
+
+
+def test_faults_are_named(pack, tmp_path):
+    with pytest.raises(UserError, match="not a whole pack"):
+        PackedRecordings(CodecDataConfig(pack=str(tmp_path / "absent")), 3840, CPU)
+    with pytest.raises(UserError, match="no share to a kind"):
+        PackedRecordings(CodecDataConfig(pack=str(pack), mix={"speech": 1.0}), 3840, CPU)
+    with pytest.raises(UserError, match="no stream as long"):
+        PackedRecordings(CodecDataConfig(pack=str(pack)), 320_000, CPU)
+    with pytest.raises(UserError, match="no training rows"):
+        pack_recordings([], tmp_path / "empty")
+    CodecTraining(config(pack, tmp_path / "out"), CPU).save()
+    other = config(pack, tmp_path / "out")
+    other = other.model_copy(update={"model": other.model.model_copy(update={"width": 24})})
+    with pytest.raises(UserError, match="another shape"):
+        CodecTraining(other, CPU)
+
+
+def test_losses_that_are_not_finite_stop_the_training(pack, tmp_path):
+    training = CodecTraining(config(pack, tmp_path / "out"), CPU)
+    with torch.no_grad():
+        training.work.codec.decoder.outputs.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="diverged"):
+        training.run()
