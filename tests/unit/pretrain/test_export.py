@@ -104,7 +104,7 @@ def test_export_is_the_same_model(tmp_path: Path) -> None:
 def test_logits_are_those_of_the_packed_model(tmp_path: Path) -> None:
     """Two rows of one document each, text on some frames, against the model on the batch that the data path would make of them."""
     model = write_run(tmp_path / "run")
-    ids, states = codes(2, 6), torch.randn(2, 2, 8)
+    ids, states = codes(2, 6), torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(9))
     places = torch.tensor([[1, 2], [3, -1]])
     packed = Batch(
         codes_BTQ=ids.reshape(1, 12, 3),
@@ -117,7 +117,7 @@ def test_logits_are_those_of_the_packed_model(tmp_path: Path) -> None:
         task_ids_BD=torch.zeros(1, 3, dtype=torch.int32),
     )
     ours = load_model(tmp_path / "run")(ids, text_states_BSC=states, text_positions_BS=places)
-    torch.testing.assert_close(ours.reshape(1, 12, 3, -1), model.logits(packed), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.reshape(1, 12, 3, -1), model.logits(packed), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
