@@ -119,7 +119,7 @@ def status(record: Record) -> Status:
         return Status("unknown", "Slurm has forgotten this job, and it never started")
     *_, last = attempts.read_text(encoding="utf-8").splitlines()
     _, nodes, seconds, code, asked = last.split()
-    state: State = "done" if code == "0" else "cancelled" if asked == "cancelled" else "failed"
+    state: State = "done" if code == "0" else "cancelled" if asked == "slurm" else "failed"
     return Status(state, f"last attempt: exit code {code} after {seconds} s on {nodes}")
 
 

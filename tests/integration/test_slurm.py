@@ -203,8 +203,8 @@ def test_a_node_that_dies_in_the_middle_is_left_and_the_training_resumes(slurm, 
     slurm.wait_for(lambda: "n2" in slurm.run("sinfo", "--noheader", "--states=down", "--format=%N"), seconds=60)
     slurm.wait_for(lambda: place.state(name) == "queued", seconds=60)
     slurm.start_node("n2")
-    slurm.wait_for(lambda: place.attempts(name), seconds=200)
-    assert place.attempts(name) == [["0", "-"]], place.output()
+    # the first attempt is ended by Slurm, or crashes as its other node is gone, whichever comes first: either way it is queued again
+    slurm.wait_for(lambda: ["0", "-"] in place.attempts(name), seconds=200)
     assert "resumed from" in place.output()
     assert [step for step, _ in place.losses()] == list(range(1, 401))
 

@@ -88,7 +88,7 @@ def test_without_a_client_the_error_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("attempts", "state"), [("t n1 9 75 limit\nt n1 9 0 -\n", "done"), ("t n1 9 1 -\n", "failed"), ("t n1 9 75 cancelled\n", "cancelled")]
+    ("attempts", "state"), [("t n1 9 75 limit\nt n1 9 0 -\n", "done"), ("t n1 9 1 -\n", "failed"), ("t n1 9 75 slurm\n", "cancelled")]
 )
 def test_what_slurm_has_forgotten_the_job_folder_knows(attempts, state, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_slurm", lambda command, may_fail: "")
