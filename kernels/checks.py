@@ -10,21 +10,6 @@ from typing import Literal, get_args
 import torch
 
 Backend = Literal["torch", "triton"]
-# The ops with a Triton path: what a caller may ask `triton` of.
-TRITON_OPS = frozenset(
-    {
-        "frame_attention",
-        "varlen_attention",
-        "layer_norm",
-        "add_layer_norm",
-        "rms_norm",
-        "add_rms_norm",
-        "bias_gelu",
-        "swiglu",
-        "frame_embedding",
-        "linear_cross_entropy",
-    }
-)
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,8 +27,6 @@ def check_backend(op: str, backend: str, tensor: torch.Tensor) -> None:
     """The backend exists and can run where `tensor` is."""
     if backend not in get_args(Backend):
         raise fault(op, "unknown backend", seen=backend, allowed=", ".join(get_args(Backend)))
-    if backend == "triton" and op not in TRITON_OPS:
-        raise fault(op, "no Triton kernel for this op", seen=op, allowed=", ".join(sorted(TRITON_OPS)))
     if backend == "triton" and not tensor.is_cuda and not interpreted():
         raise fault(op, "backend triton needs CUDA tensors", seen=tensor.device, allowed="cuda (or TRITON_INTERPRET=1 on the CPU)")
 

@@ -227,8 +227,9 @@ class Engine:
         """Before the plain optimizer's step: the norm over the whole model, and all gradients scaled to `clip_norm` at most."""
         gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
         counted = [slot.parameter.grad for slot in self.slots if slot.parameter.model_parallel and slot.parameter.grad is not None]
-        self._norm = gradient_norm(counted, self._model_group)
-        torch._foreach_mul_(gradients, (self.run.optim.clip_norm / (self._norm + 1e-6)).clamp(max=1.0))
+        norm = gradient_norm(counted, self._model_group)
+        torch._foreach_mul_(gradients, (self.run.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._norm = norm
 
     def _statistics(self, norm: torch.Tensor | float | None) -> StepStatistics:
         """One all-reduce over the world: ranks that hold no loss, or a copy of it, add zeros."""

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def bench_norm(table: Table, rows: int, width: int) -> None:
     size, shape = 2.0 * rows * width, f"{rows}x{width}"
     for backend in ("triton", "torch"):
         add_both(
-            table, "add_layer_norm", shape, backend, lambda *a, b=backend: add_layer_norm(*a, 1e-5, backend=b),
+            table, "add_layer_norm", shape, backend, partial(add_layer_norm, eps=1e-5, backend=backend),
             [x, residual, weight, bias], (4 * size, 4 * size),
         )  # fmt: skip
         add_both(
@@ -56,11 +57,11 @@ def bench_norm(table: Table, rows: int, width: int) -> None:
             "layer_norm",
             shape,
             backend,
-            lambda *a, b=backend: layer_norm(*a, 1e-5, backend=b),
+            partial(layer_norm, eps=1e-5, backend=backend),
             [x, weight, bias],
             (2 * size, 3 * size),
         )
-        add_both(table, "rms_norm", shape, backend, lambda *a, b=backend: rms_norm(*a, 1e-5, backend=b), [x, weight], (2 * size, 3 * size))
+        add_both(table, "rms_norm", shape, backend, partial(rms_norm, eps=1e-5, backend=backend), [x, weight], (2 * size, 3 * size))
 
 
 def bench_activation(table: Table, rows: int, width: int) -> None:
@@ -90,6 +91,11 @@ def bench_embedding(table: Table, frames: int, codes: int, rows: int, width: int
         )  # fmt: skip
 
 
+def _both(function: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Forward and backward in one."""
+    return torch.autograd.grad(function().sum(), leaves)
+
+
 def bench_loss(table: Table, codes: int, width: int, rows: int, num_valid: int) -> None:
     """Forward and backward in one, beside eager PyTorch and the chunked reference."""
     hidden, weight = random(codes, width), random(rows, width)
@@ -109,7 +115,7 @@ def bench_loss(table: Table, codes: int, width: int, rows: int, num_valid: int) 
     for name, function in losses.items():
         table.add(
             "linear_cross_entropy", f"{codes} codes V{num_valid} D{width}", "both", name,
-            lambda f=function: torch.autograd.grad(f().sum(), [hidden, weight]), bytes_moved=moved, flops=flops,
+            partial(_both, function, [hidden, weight]), bytes_moved=moved, flops=flops,
         )  # fmt: skip
 
 

@@ -126,7 +126,8 @@ class BatchAssembler:
             positions[b] = np.arange(T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=T))
         text_states = self.no_states if states is None else torch.from_numpy(states)
         before, after = (codes, mask, starts, prefixes, positions), (state_positions, task_ids)
-        return Batch(*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after))
+        tensors = [*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after)]
+        return Batch(*tensors)
 
     @cached_property
     def no_states(self) -> torch.Tensor:

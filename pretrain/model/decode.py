@@ -16,6 +16,7 @@ from uniaudio.errors import UserError
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.parallel.tensor import Backend
 
 SPAN = 128  # a step attends to the cached frames up to the next multiple of this
 
@@ -135,7 +136,7 @@ class DecodeState:
             x = block.residual(x, partial(self._attend_levels, cache, level))
         return self.model.head.logits(x[:, 0])
 
-    def _attend_prompts(self, batch: Batch, cache: _Cache, index: torch.Tensor, backend: str, packed: torch.Tensor) -> torch.Tensor:
+    def _attend_prompts(self, batch: Batch, cache: _Cache, index: torch.Tensor, backend: Backend, packed: torch.Tensor) -> torch.Tensor:
         """Attention of whole prompts, as in training; keys and values go to the rows `index` of the cache."""
         rows, frames, _ = batch.codes_BTQ.shape
         packed_BT = packed.unflatten(0, (rows, frames))

@@ -78,7 +78,8 @@ def train(config: str, overrides: tuple[str, ...], device: str, stop_after: floa
     training = CodecTraining(settings, _device(device))
     columns = (TextColumn("codec"), BarColumn(), TextColumn("{task.percentage:>5.1f}% {task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=1.0, completed=training.progress)
+        task = bar.add_task("starting", total=1.0)
+        bar.update(task, completed=training.progress)
         progress = training.run(max_seconds=stop_after, report=lambda done, text: bar.update(task, completed=done, description=text))
     weights = training.output / "codec.safetensors"
     click.echo(f"step {training.step}, {training.seconds / 60:.1f} minutes, {progress:.1%} of the schedule: {weights}")
