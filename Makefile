@@ -9,13 +9,16 @@ PACKAGES := configs kernels tokenize_farm pretrain cluster
 WHEEL_TARGET := --only-binary=:all: --python-version 3.12 --implementation cp \
 	$(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: demo test test-gpu bench wheelhouse lint venv clean
+.PHONY: demo test test-cluster test-gpu bench wheelhouse lint venv clean
 
 demo: venv  ## recordings -> farm -> training -> audio that one can hear
 	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir $(AUDIO_DIR))
 
 test: venv
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(BIN)/pytest -m "not gpu and not cluster" $(ARGS)
+
+test-cluster: venv  ## real schedulers on this machine: Ray jobs, and Slurm where its Debian packages are installed; about 10 minutes
+	$(BIN)/pytest -m cluster tests $(ARGS)
 
 test-gpu:  ## on a GPU host, with the python that holds torch
 	$(PYTHON) -m pytest -m gpu tests $(ARGS)
@@ -43,7 +46,7 @@ venv: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel torch
-	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[farm,train,eval,dev]'
+	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[farm,train,cluster,eval,dev]'
 	$(BIN)/pip check
 	rm -f .venv/.installed-* && touch $@
 

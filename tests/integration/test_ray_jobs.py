@@ -18,7 +18,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from random_shards import write_random_shards
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def free_port() -> int:

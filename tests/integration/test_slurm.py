@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import slurm_cluster
 from random_shards import write_random_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-")]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-")]
 STEPS = 60
 MODEL = {"width": 32, "num_heads": 2, "ffn_width": 64, "global_layers": 2, "local_layers": 1, "max_positions": 128, "text_width": 32}
 DATA = {
