@@ -64,7 +64,7 @@ def demo(out: Path, audio_dir: Path | None, overrides: tuple[str, ...]) -> None:
         seconds[name] = perf_counter() - started
     console.rule("[bold]generate")
     started = perf_counter()
-    wavs = [_generate(folders, request) for request in _requests(folders)]
+    wavs = [*_decode_recording(folders), *(_generate(folders, request) for request in _requests(folders))]
     seconds["generate"] = perf_counter() - started
     Console().print(_table(folders, seconds, wavs))
 
@@ -102,11 +102,20 @@ def _requests(folders: Folders) -> list[tuple[str, list[str]]]:
         first, other = spoken[0], next((row for row in spoken[1:] if row.get("speaker") == spoken[0].get("speaker")), spoken[1])
         prompt = folders.corpus / other["audio_filepath"]
         words = ["--task", "tts", "--text", first["text"], "--language", first.get("language") or "en", "--prompt", str(prompt)]
-        requests.append(("speech", words))
+        requests.append(("speech", [*words, "--min-seconds", "2"]))
     described = [row["caption"] for row in rows if row.get("kind") == "sound" and row.get("caption")]
     if described:
-        requests.append(("sound", ["--task", "sound", "--text", described[0], "--max-seconds", "4"]))
+        requests.append(("sound", ["--task", "sound", "--text", described[0], "--min-seconds", "2", "--max-seconds", "4"]))
     return requests
+
+
+def _decode_recording(folders: Folders) -> list[str]:
+    """A held-out recording as its codes give it back: the best that any model of these codes can sound like."""
+    clip = next((row["id"] for row in _rows(folders) if row.get("split") == "valid" and row.get("kind", "speech") == "speech"), None)
+    if clip is None:
+        return []
+    _run(["shards", "show", str(folders.shards), "--clip", clip, "--out", str(folders.audio / "recording")])
+    return [str(path) for path in sorted((folders.audio / "recording").rglob("*.wav"))]
 
 
 def _generate(folders: Folders, request: tuple[str, list[str]]) -> str:
@@ -122,7 +131,7 @@ def _table(folders: Folders, seconds: dict[str, float], wavs: list[str]) -> Tabl
     for what, result in [*_farm_lines(folders), *_training_lines(folders)]:
         table.add_row(what, result)
     for wav in wavs:
-        table.add_row("audio to hear", f"{wav} (picture: {Path(wav).with_suffix('.png').name})")
+        table.add_row("audio to hear", wav)
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     table.add_row("MLflow", f"mlflow ui --backend-store-uri sqlite:///{(folders.root / 'mlflow.db').resolve()}")
     return table

@@ -37,6 +37,7 @@ class StateEncoder:
         if self._loaded is None:
             import transformers
 
+            transformers.utils.logging.disable_progress_bar()  # it would end up in the middle of a command's own output
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             model = getattr(transformers, self._class).from_pretrained(self._folder, local_files_only=True, use_safetensors=True)
             self._loaded = tokenizer, model.eval().to(pick_device(self._device))
