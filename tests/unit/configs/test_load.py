@@ -44,7 +44,7 @@ def test_override_changes_one_value():
         ("train=5", r"train: .*seen: 5"),
         ("steps", r"section\.key=value \| seen: steps"),
         ("model.num_heads=7", r"num_heads does not divide model\.width"),
-        ("model.local_num_heads=64", r"model\.local_num_heads: the width of a head is no multiple of 8 \| seen: 256 / 64 = 4"),
+        ("model.local_num_heads=64", r"model\.local_num_heads: the width of a head is no multiple of 8 \| seen: 128 / 64 = 2"),
     ],
 )
 def test_a_fault_names_key_value_and_what_is_allowed(override, message):

@@ -27,7 +27,7 @@ def test_a_resumed_run_continues_and_keeps_everything(run: RunConfig, tmp_path: 
     second.finish("FINISHED")
     stored = second._client.get_run(first.run_id)
     assert stored.info.status == "FINISHED" and stored.data.tags["git_commit"] == "def"
-    assert stored.data.params["train.steps"] == "300", "parameters are those of the start"
+    assert stored.data.params["train.steps"] == "400", "parameters are those of the start"
     assert [metric.step for metric in second._client.get_metric_history(first.run_id, "loss")] == list(range(1, 1500))
     assert (tmp_path / "mlflow.db").is_file()
     lost = Tracker(run, run_id="0" * 32, tags={})
@@ -43,7 +43,7 @@ def test_the_store_is_a_choice_of_the_environment(tmp_path: Path, monkeypatch: p
 
 def test_params_are_flat_text(run: RunConfig) -> None:
     params = flatten(run)
-    assert params["optim.lr"] == "0.001" and params["data.tasks"] == '["tts", "sound"]' and params["data.mix.weights"] == "{}"
+    assert params["optim.lr"] == "0.005" and params["data.tasks"] == '["tts", "sound"]' and params["data.mix.weights"] == "{}"
 
 
 def test_the_farm_run_is_named(tmp_path: Path) -> None:
