@@ -28,6 +28,8 @@ class SegmentConfig(Section):
     follows_target: bool = Field(False, description="frame for frame beside the target: cut where the target is cut")
     max_rows: int | None = Field(None, ge=1, description="longer views are cut to this many rows")
     mask_seconds: tuple[float, float] = Field((0.2, 1.0), description="draw masked: shortest and longest hidden span")
+    mask_words_of: str | None = Field(None, description="draw masked: view of aligned phones; whole words are hidden instead of seconds")
+    mask_words: tuple[int, int] = Field((1, 2), description="with mask_words_of: fewest and most words hidden, one after another")
 
     @property
     def key(self) -> str:
@@ -59,6 +61,10 @@ class TaskConfig(Section):
             shortest, longest = segment.mask_seconds
             if not 0 < shortest <= longest:
                 raise ValueError(f"{segment.view}: mask_seconds must ascend from above 0")
+            if not 0 < segment.mask_words[0] <= segment.mask_words[1]:
+                raise ValueError(f"{segment.view}: mask_words must ascend from above 0")
+            if segment.mask_words_of is not None and (segment.draw != "masked" or segment.mask_words_of.split(".")[0] != "phone"):
+                raise ValueError(f"{segment.view}: mask_words_of names a view of phones, for draw masked")
         return self
 
     @property
@@ -69,7 +75,8 @@ class TaskConfig(Section):
     @property
     def required_views(self) -> tuple[str, ...]:
         """Views of the shard that a clip must have, each once."""
-        return tuple(dict.fromkeys(segment.view for segment in self.segments))
+        views = [view for segment in self.segments for view in (segment.view, segment.mask_words_of) if view]
+        return tuple(dict.fromkeys(views))
 
     @property
     def needs_prompt(self) -> bool:

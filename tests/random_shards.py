@@ -32,7 +32,8 @@ def random_clip(number: int, *, codebooks: int, text_width: int, frames: tuple[i
         meta["speaker"] = f"s{number % 12}"
         phones = max(2, count // 6)
         lasts = np.bincount(rng.integers(0, phones, count), minlength=phones).clip(1)
-        views["phone"] = np.stack([_zipf(rng, 306 if kind == "speech" else 68, (phones,)), lasts], axis=1).astype(np.uint16)
+        aligned = np.stack([_zipf(rng, 306 if kind == "speech" else 68, (phones,)), lasts], axis=1).astype(np.uint16)
+        views["phone" if kind == "speech" else "phone.singing"] = aligned
     if kind == "speech":
         views |= {"semantic": _zipf(rng, 500, (count,)), "audio.noisy": _zipf(rng, 1024, audio.shape)}
         views["audio.mixture"] = _zipf(rng, 1024, audio.shape)

@@ -20,7 +20,7 @@ KINDS = ("speech", "sound", "music", "singing")
 
 # base view -> (dtype, number of dimensions, what one row is). Codes are raw ids of their modality, never vocabulary ids.
 #   audio     (T, Q)  codec codes, level 0 first, 50 frames/s
-#   phone     (P, 2)  phone id, frames it lasts (0: duration unknown)
+#   phone     (P, 2)  phone id, frames it lasts (0: duration unknown; of an aligned view: shorter than a frame)
 #   semantic  (T,)    semantic unit of each frame, 50 frames/s
 #   midi      (T,)    F0 / note value of each frame, 50 frames/s
 #   text      (L, C)  continuous states of the text encoder
@@ -31,6 +31,10 @@ VIEWS: dict[str, tuple[str, int]] = {
     "midi": ("uint16", 1),
     "text": ("float16", 2),
 }
+
+# phone ids below this are marks (silence, word boundary, punctuation), not sounds of a word; <unk> stands for a sound
+PHONE_MARKS = 14
+UNKNOWN_PHONE = 1
 
 _VIEW_NAME = re.compile(r"^[a-z]+(\.[a-z]+)?$")
 _KEY = re.compile(r"^[A-Za-z0-9_\-]{1,200}$")

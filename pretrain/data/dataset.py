@@ -23,6 +23,7 @@ from uniaudio.pretrain.data.plan import EpochPlan
 from uniaudio.pretrain.data.sequence import MASKED, SequenceBuilder
 from uniaudio.pretrain.data.tasks import FRAME_RATE
 from uniaudio.pretrain.data.vocabulary import Vocabulary
+from uniaudio.tokenize_farm.schema import PHONE_MARKS, UNKNOWN_PHONE
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 
 OPEN_SHARDS = 64
@@ -149,7 +150,10 @@ class BatchAssembler:
                 views[segment.key] = self.reader.view(int(documents.prompt[place]), "audio")[start : start + self._prompt_frames]
                 continue
             view = self.reader.view(clip, segment.view)
-            views[segment.key] = hide_span(view, segment, int(documents.target[place]), draw) if segment.draw == "masked" else view
+            if segment.draw == "masked":
+                phones = self.reader.view(clip, segment.mask_words_of) if segment.mask_words_of else None
+                view = hide_span(view, segment, int(documents.target[place]), draw, phones)
+            views[segment.key] = view
         return builder.fill(views, codes, mask, target_frames=int(documents.target[place]), clip=self.key(plan, place))
 
     def close(self) -> None:
@@ -157,11 +161,44 @@ class BatchAssembler:
         self.reader.close()
 
 
-def hide_span(view: np.ndarray, segment: SegmentConfig, frames: int, draw: np.ndarray | int) -> np.ndarray:
-    """A copy of the codes with one span hidden (MASKED) inside the first `frames`: length and place drawn from `draw`."""
+def hide_span(
+    view: np.ndarray, segment: SegmentConfig, frames: int, draw: np.ndarray | int, phones: np.ndarray | None = None
+) -> np.ndarray:
+    """A copy of the codes with one span hidden (MASKED) inside the first `frames`: length and place drawn from `draw`.
+
+    With aligned `phones` (P, 2) the span is one of whole words, `segment.mask_words` of them; a word that `frames` cut in two is hidden up
+    to there.
+    """
+    hidden = view.copy()
+    start, stop = _word_span(phones, segment, frames, draw) if phones is not None else _span(segment, frames, draw)
+    hidden[start:stop] = MASKED
+    return hidden
+
+
+def _span(segment: SegmentConfig, frames: int, draw: np.ndarray | int) -> tuple[int, int]:
     shortest, longest = (max(1, round(seconds * FRAME_RATE)) for seconds in segment.mask_seconds)
     length = min(frames, shortest + int(below(hashed(draw, 4), longest - shortest + 1)[0]))
     start = int(below(hashed(draw, 5), frames - length + 1)[0])
-    hidden = view.copy()
-    hidden[start : start + length] = MASKED
-    return hidden
+    return start, start + length
+
+
+def _word_span(phones: np.ndarray, segment: SegmentConfig, frames: int, draw: np.ndarray | int) -> tuple[int, int]:
+    """First and last frame + 1 of words one after another; a span of seconds where no word lies in the first `frames`."""
+    spans = word_spans(phones)
+    spans = spans[spans[:, 0] < frames]
+    if len(spans) == 0:
+        return _span(segment, frames, draw)
+    fewest, most = segment.mask_words
+    words = min(len(spans), fewest + int(below(hashed(draw, 4), most - fewest + 1)[0]))
+    first = int(below(hashed(draw, 5), len(spans) - words + 1)[0])
+    return int(spans[first, 0]), min(frames, int(spans[first + words - 1, 1]))
+
+
+def word_spans(phones: np.ndarray) -> np.ndarray:
+    """(W, 2) first frame and last + 1 of each word of aligned phones (P, 2): runs of sounds between marks; none without a frame."""
+    ids, ends = phones[:, 0].astype(np.int64), np.cumsum(phones[:, 1], dtype=np.int64)
+    sounds = (ids >= PHONE_MARKS) | (ids == UNKNOWN_PHONE)
+    edges = np.flatnonzero(np.diff(sounds.astype(np.int8), prepend=0, append=0))
+    first, last = edges[::2], edges[1::2] - 1
+    spans = np.stack([ends[first] - phones[first, 1], ends[last]], axis=1)
+    return spans[spans[:, 1] > spans[:, 0]]

@@ -29,7 +29,7 @@ def test_prompted_tasks_are_those_of_the_paper() -> None:
 
 def test_views_a_clip_must_have() -> None:
     assert load_task("tse").required_views == ("audio.mixture", "audio")
-    assert load_task("s_edit").required_views == ("phone", "audio")
+    assert load_task("s_edit").required_views == ("phone.aligned", "audio")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,14 @@ def test_views_a_clip_must_have() -> None:
         ("vc", "follows_target: true", "durations: keep", "durations keep is for phones that follow the target"),
         ("vc", "modality: semantic", "modality: semantic, draw: masked", "draw masked is for audio"),
         ("s_edit", "draw: masked", "draw: masked, mask_seconds: [2, 1]", "mask_seconds must ascend"),
-        ("s_edit", "draw: masked, ", "", "two segments are drawn from the same thing: phone, audio, audio"),
+        (
+            "s_edit",
+            "draw: masked, mask_words_of: phone.aligned, ",
+            "",
+            "two segments are drawn from the same thing: phone.aligned, audio, audio",
+        ),
+        ("s_edit", "draw: masked", "draw: masked, mask_words: [0, 2]", "mask_words must ascend"),
+        ("s_edit", "mask_words_of: phone.aligned", "mask_words_of: midi", "mask_words_of names a view of phones"),
         ("sound", "target: {view: audio", "target: {draw: same_speaker, view: audio", "the target is the clip's own codes"),
         ("sound", "kinds: [sound]", "kinds: [noise]", "kinds.0.*noise"),
     ],

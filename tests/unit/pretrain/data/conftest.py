@@ -57,11 +57,12 @@ def _clip(number: int, rng: np.random.Generator, *, speakers: int, frames: tuple
     if kind == "speech":
         phones = int(rng.integers(3, 30))
         lasts = rng.multinomial(count, np.ones(phones) / phones)
-        views["phone"] = np.stack([rng.integers(0, 306, phones), lasts], axis=1).astype(np.uint16)
+        views["phone.aligned"] = np.stack([rng.integers(0, 306, phones), lasts], axis=1).astype(np.uint16)
+        views["phone"] = views["phone.aligned"] * np.array([1, 0], np.uint16)
         views["semantic"] = rng.integers(0, 500, max(1, count - 1)).astype(np.uint16)
         views["audio.noisy"] = audio[::-1].copy()
     elif kind == "singing":
-        views["phone"] = np.array([[number % 68, count]], np.uint16)
+        views["phone.singing"] = np.array([[number % 68, count]], np.uint16)
         views["midi"] = rng.integers(0, 138, count).astype(np.uint16)
     else:
         views["text"] = rng.normal(size=(int(rng.integers(2, 12)), TEXT_WIDTH)).astype(np.float16)

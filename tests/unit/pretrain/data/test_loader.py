@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch, document_ids_BT
-from uniaudio.pretrain.data.dataset import hide_span
+from uniaudio.pretrain.data.dataset import hide_span, word_spans
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.sequence import MASKED, Sequence, revert_sequence
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
@@ -201,7 +201,9 @@ def test_batches_carry_the_arrays_of_the_shards(shards) -> None:
             if task.name == "s_edit":
                 hidden = (views["audio.masked"] == MASKED).all(axis=1)
                 np.testing.assert_array_equal(views["audio.masked"][~hidden], views["audio"][~hidden])
-                assert 10 <= hidden.sum() <= 50 and np.flatnonzero(np.diff(hidden.astype(int))).size <= 2
+                spans = word_spans(reader.view(clip, "phone.aligned"))
+                edges = np.flatnonzero(np.diff(hidden.astype(int), prepend=0, append=0))
+                assert edges.size == 2 and edges[0] in spans[:, 0] and edges[1] in (*spans[:, 1], target)
         assert clips.key(clip).startswith("train-")
 
 
@@ -216,6 +218,22 @@ def test_a_hidden_span_lies_inside_and_varies(shards, frames) -> None:
         spans.add((hidden[0], len(hidden)))
     assert len(spans) > 15 or frames == 3
     assert not view.any(), "the clip's own array is left alone"
+
+
+def test_hidden_words_are_whole_and_one_after_another(shards) -> None:
+    segment = open_loader(shards).planner.tasks[-1].conditions[1]
+    # <sil> 5 frames | a word of 2 phones, 8 frames | <wb> | a word of 1 phone, 4 frames | , 6 frames | a word with an <unk>, 10 frames
+    phones = np.array([[0, 5], [20, 3], [21, 5], [2, 0], [30, 4], [3, 6], [40, 6], [1, 4]], np.uint16)
+    assert word_spans(phones).tolist() == [[5, 13], [13, 17], [23, 33]]
+    view = np.zeros((33, 4), np.uint16)
+    for frames, allowed in ((33, {(5, 13), (13, 17), (23, 33), (5, 17), (13, 33)}), (28, {(5, 13), (13, 17), (23, 28), (5, 17), (13, 28)})):
+        seen = set()
+        for draw in range(60):
+            hidden = np.flatnonzero((hide_span(view, segment, frames, draw, phones) == MASKED).all(axis=1))
+            seen.add((int(hidden[0]), int(hidden[-1]) + 1))
+        assert seen == allowed
+    silence = np.array([[0, 33]], np.uint16)
+    assert (hide_span(view, segment, 33, 1, silence) == MASKED).any(), "without words, a span of seconds"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -87,7 +87,7 @@ def test_loss_counts_the_target_and_its_end(task, views_of) -> None:
     sequence = build_sequence(task, views, VOCABULARY, 3)
     counted = sequence.target_mask_LQ[:, 0].astype(bool)
     assert (sequence.target_mask_LQ == counted[:, None]).all()
-    target = views["audio"][:, :3] + np.array([128, 1152, 2176])
+    target = views[task.target.key][:, :3] + np.array([128, 1152, 2176])
     np.testing.assert_array_equal(sequence.codes_LQ[counted][:-2], target)
     assert [VOCABULARY.token_name(int(code)) for code in sequence.codes_LQ[counted][-2:, 0]] == ["<audio_end>", "<end>"]
 
@@ -145,11 +145,11 @@ def test_long_text_is_cut_to_the_paper_limit(views_of) -> None:
 
 def test_kept_durations_are_fitted_to_the_target(views_of) -> None:
     task = load_task("s_edit")
-    views = {**views_of(task, 11), "phone": np.array([[7, 3], [9, 2]], np.uint16)}
+    views = {**views_of(task, 11), "phone.aligned": np.array([[7, 3], [9, 2]], np.uint16)}
     back = revert_sequence(task, build_sequence(task, views, VOCABULARY, 3), VOCABULARY, 3)
-    np.testing.assert_array_equal(back["phone"], [[7, 3], [9, 87]])
+    np.testing.assert_array_equal(back["phone.aligned"], [[7, 3], [9, 87]])
     cut = revert_sequence(task, build_sequence(task, views, VOCABULARY, 3, target_frames=2), VOCABULARY, 3)
-    np.testing.assert_array_equal(cut["phone"], [[7, 2]])
+    np.testing.assert_array_equal(cut["phone.aligned"], [[7, 2]])
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -162,12 +162,12 @@ def test_planned_length_is_the_built_length(task, views_of, seed, frames, limit,
     index = {key: np.array([view.shape[0]]) for key, view in views.items()}
     target = fit_target(task, index, limit)
     if target[0] == 0:
-        assert document_frames(task, index, index["audio"])[0] > limit
+        assert document_frames(task, index, index[task.target.key])[0] > limit
         return
     planned = int(document_frames(task, index, target)[0])
     sequence = SequenceBuilder(task, VOCABULARY, 3).build(views, target_frames=int(target[0]))
     assert len(sequence.codes_LQ) == planned <= limit
-    assert (target[0] == frames) == (document_frames(task, index, index["audio"])[0] <= limit)
+    assert (target[0] == frames) == (document_frames(task, index, index[task.target.key])[0] <= limit)
 
 
 def faulty(task_name: str, views_of, **changes) -> tuple:
@@ -181,8 +181,8 @@ def faulty(task_name: str, views_of, **changes) -> tuple:
         ("tts", {"audio": np.full((60, 3), 1024, np.uint16)}, "view audio lies outside audio.*seen: 1024.*0..1023"),
         ("tts", {"phone": np.full((6, 2), 306, np.uint16)}, "view phone lies outside phone.*seen: 306"),
         ("s_edit", {"audio": np.full((60, 3), MASKED, np.uint16)}, "view audio lies outside audio"),
-        ("svs", {"phone": np.full((6, 2), 68, np.uint16)}, "view phone lies outside sing_phone.*0..67"),
-        ("svs", {"phone": np.zeros((6, 2), np.uint16)}, "phones have no durations.*aligns"),
+        ("svs", {"phone.singing": np.full((6, 2), 68, np.uint16)}, "view phone.singing lies outside sing_phone.*0..67"),
+        ("svs", {"phone.singing": np.zeros((6, 2), np.uint16)}, "phones have no durations.*aligns"),
         ("tts", {"audio": np.zeros((60, 2), np.uint16)}, "fewer levels than model.num_codebooks.*seen: 2"),
     ],
 )
