@@ -19,6 +19,7 @@ ALLOWED_ACROSS = [
     ("pretrain/generate", "uniaudio.tokenize_farm.audio"),
     ("pretrain/generate", "uniaudio.tokenize_farm.manifest"),
     ("pretrain/evaluation", "uniaudio.tokenize_farm.tokenizers"),
+    ("pretrain/evaluation", "uniaudio.tokenize_farm.measures"),
 ]
 ENGINES = {
     "deepspeed": ("pretrain/engine.py", "pretrain/parallel/"),

@@ -14,6 +14,7 @@ from uniaudio.configs.load import load_config
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.audio import save_wav
 from uniaudio.tokenize_farm.codec import files
+from uniaudio.tokenize_farm.codec.baselines import FORMS
 from uniaudio.tokenize_farm.codec.weights import load_codec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -138,23 +139,40 @@ def speed(weights: Path | None, device: str, dtype: str, clips: int, compiled: b
 @WEIGHTS
 @DEVICE
 @click.option("--levels", default="1,2,3,4,6,8", show_default=True, help="Numbers of levels, by commas.")
-@click.option("--baseline", "baselines", multiple=True, metavar="opus:KBPS|codec2:RATE", help="Beside it; may be repeated.")
+@click.option("--baseline", "baselines", multiple=True, metavar="NAME", help=f"Beside it; may be repeated: {FORMS}.")
 @click.option("--clips", default=24, show_default=True, help="Clips of each kind.")
 @click.option("--source", default="", help="Only rows whose source contains this text.")
+@click.option("--recognise/--no-recognise", default=True, show_default=True, help="Character errors of Whisper base: minutes more.")
+@click.option("--listen", default=2, show_default=True, help="Clips of each kind to keep as wavs below OUT/listen.")
 def evaluate(
-    manifest: Path, out: Path, weights: Path | None, device: str, levels: str, baselines: tuple[str, ...], clips: int, source: str
+    manifest: Path,
+    out: Path,
+    weights: Path | None,
+    device: str,
+    levels: str,
+    baselines: tuple[str, ...],
+    clips: int,
+    source: str,
+    recognise: bool,
+    listen: int,
 ) -> None:
-    """Measure quality and code use on the held-out rows of MANIFEST: OUT/quality.csv, OUT/codes.csv and OUT/README.md.
+    """Measure quality and code use on the held-out rows of MANIFEST: tables and a plot in OUT, wavs in OUT/listen.
 
-    Example: uniaudio codec evaluate corpus/manifest.jsonl --out docs/codec --baseline opus:6 --baseline opus:8
+    Example: uniaudio codec evaluate corpus/manifest.jsonl --out docs/codec --baseline opus:6 --baseline hifigan
     """
-    from uniaudio.tokenize_farm.codec.evaluate import choose_clips
+    from uniaudio.tokenize_farm.codec.evaluate import Evaluation, choose_clips
     from uniaudio.tokenize_farm.codec.evaluate import evaluate as measure
     from uniaudio.tokenize_farm.codec.report import write_report
     from uniaudio.tokenize_farm.manifest import read_manifest
+    from uniaudio.tokenize_farm.measures.recognition import Recogniser
 
-    model = load_codec(weights, device=_device(device))
     chosen = choose_clips((row for row in read_manifest(manifest) if source in (row.source or "")), per_kind=clips)
-    counts = _numbers(levels)
-    quality, codes = measure(model, chosen, levels=counts, baselines=list(baselines), report=lambda text: click.echo(text, err=True))
-    click.echo(write_report(out, quality, codes))
+    evaluation = Evaluation(
+        load_codec(weights, device=_device(device)),
+        levels=_numbers(levels),
+        baselines=list(baselines),
+        recogniser=Recogniser(threads=torch.get_num_threads()) if recognise and any(row.kind == "speech" for row in chosen) else None,
+        listen=out / "listen",
+    )
+    measure(evaluation, chosen, keep=listen, report=lambda text: click.echo(text, err=True))
+    click.echo(write_report(out, evaluation.quality(), evaluation.codes()))

@@ -1,32 +1,36 @@
 """How good the decoded sound is, on held-out recordings, beside codecs that people use.
 
-Owns the measures and the table; needs the packages pesq and pystoi (extra `eval`), and the programs opusenc, opusdec,
-c2enc, c2dec only when Opus or Codec2 is asked for.
+Owns the choice of clips, the systems that are compared and the means; the measures are `measures/`'s, the other codecs `baselines`'s,
+the page `report`'s. Needs the packages of the extra `eval`.
 """
 
 import math
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from uniaudio.errors import MissingDependency, UserError
+from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE, load_audio, save_wav
-from uniaudio.tokenize_farm.codec.losses import ReconstructionLoss, stft
+from uniaudio.tokenize_farm.codec.baselines import Recode, find_baseline
 from uniaudio.tokenize_farm.codec.model import UniversalCodec
 from uniaudio.tokenize_farm.manifest import ManifestRow
+from uniaudio.tokenize_farm.measures.recognition import Recogniser, character_errors
+from uniaudio.tokenize_farm.measures.signal import distances
+from uniaudio.tokenize_farm.measures.speech import dnsmos, pesq_wb, stoi
 
-COLUMNS = ("system", "kind", "clips", "kbps", "pesq_wb", "stoi", "mel", "stft", "si_sdr")
-Recode = Callable[[np.ndarray], tuple[np.ndarray, float]]  # samples -> (decoded samples, bits used)
+COLUMNS = ("system", "kind", "clips", "kbps", "pesq_wb", "stoi", "dnsmos", "cer", "mel", "stft", "si_sdr")
+DECIMALS = {"kbps": 2, "si_sdr": 2}
+RECORDING = "recording"
 
 
 def choose_clips(rows: Iterable[ManifestRow], *, per_kind: int, seconds: tuple[float, float] = (2.0, 10.0)) -> list[ManifestRow]:
-    """Held-out rows (split `valid`), at most `per_kind` of each kind, spread evenly over the manifest's order."""
+    """Held-out rows (split `valid`), at most `per_kind` of each kind, spread evenly over the manifest's order.
+
+    A row whose speech would be cut loses its text, so that nobody is blamed for words that were not played.
+    """
     groups: dict[str, list[ManifestRow]] = {}
     for row in rows:
         if row.split == "valid" and row.duration is not None and row.duration >= seconds[0]:
@@ -36,85 +40,74 @@ def choose_clips(rows: Iterable[ManifestRow], *, per_kind: int, seconds: tuple[f
     chosen = []
     for _, members in sorted(groups.items()):
         picks = np.unique(np.linspace(0, len(members) - 1, min(per_kind, len(members))).round().astype(int))
-        chosen += [members[i].model_copy(update={"duration": min(members[i].duration or 0.0, seconds[1])}) for i in picks]
+        chosen += [_shortened(members[i], seconds[1]) for i in picks]
     return chosen
 
 
-def evaluate(
-    codec: UniversalCodec,
-    rows: list[ManifestRow],
-    *,
-    levels: list[int],
-    baselines: list[str],
-    report: Callable[[str], None] = lambda text: None,
-) -> tuple[list[dict[str, object]], list[dict[str, float]]]:
-    """One row a system and kind (COLUMNS), and one row a level: share of codes used and entropy in bits."""
-    systems = dict(_systems(codec, levels, baselines))
-    scores: dict[tuple[str, str], list[dict[str, float]]] = {}
-    counts = np.zeros((codec.config.num_codebooks, codec.config.codebook_size), dtype=np.int64)
-    for number, row in enumerate(rows):
+def _shortened(row: ManifestRow, seconds: float) -> ManifestRow:
+    if row.duration is None or row.duration <= seconds:
+        return row
+    return row.model_copy(update={"duration": seconds, "text": None})
+
+
+class Evaluation:
+    """Systems to compare, and what was measured of them so far."""
+
+    def __init__(
+        self, codec: UniversalCodec, *, levels: list[int], baselines: list[str], recogniser: Recogniser | None, listen: Path | None = None
+    ) -> None:
+        """`recogniser`: for character errors, None to leave them out. `listen`: a folder for the wavs of the clips that `measure` keeps."""
+        self.codec, self.recogniser, self.listen = codec, recogniser, listen
+        self.systems: dict[str, Recode] = {RECORDING: lambda clip: (clip, math.nan)}
+        self.systems |= {f"ours, {count} levels": partial(_recode, codec, count) for count in levels}
+        self.systems |= {name: find_baseline(name) for name in baselines}
+        self._scores: dict[tuple[str, str], list[dict[str, float]]] = {}
+        self._counts = np.zeros((codec.config.num_codebooks, codec.config.codebook_size), dtype=np.int64)
+
+    def measure(self, row: ManifestRow, *, keep: bool = False) -> None:
+        """Puts one clip through every system; `keep` writes what comes out to `listen`."""
         clip = load_audio(row.audio_filepath, offset=row.offset, duration=row.duration)
-        for level, codes in enumerate(codec.encode(torch.from_numpy(clip)[None])[0].T.cpu().numpy()):
-            counts[level] += np.bincount(codes, minlength=codec.config.codebook_size)
-        for name, recode in systems.items():
+        for level, codes in enumerate(self.codec.encode(torch.from_numpy(clip)[None])[0].T.cpu().numpy()):
+            self._counts[level] += np.bincount(codes, minlength=self.codec.config.codebook_size)
+        for name, recode in self.systems.items():
             decoded, bits = recode(clip)
-            measured = compare(clip, decoded, speech=row.kind == "speech")
-            measured["kbps"] = bits / len(clip) * SAMPLE_RATE / 1000
-            scores.setdefault((name, row.kind), []).append(measured)
+            scores = compare(clip, decoded, row, self.recogniser) | {"kbps": bits / len(clip) * SAMPLE_RATE / 1000}
+            self._scores.setdefault((name, row.kind), []).append(scores)
+            if keep and self.listen is not None:
+                stem = "".join(c if c.isalnum() else "_" for c in row.id)
+                system = name.replace(", ", "_").replace(" ", "_").replace(":", "_").replace("/", "_")
+                save_wav(self.listen / row.kind / f"{stem}.{system}.wav", decoded)
+
+    def quality(self) -> list[dict[str, object]]:
+        """One row a system and kind (COLUMNS); a measure that does not exist there is empty."""
+        return [_mean_row(*key, values) for key, values in self._scores.items()]
+
+    def codes(self) -> list[dict[str, float]]:
+        """One row a level: share of codes used, and entropy in bits, over all clips."""
+        return [_usage(level) for level in self._counts]
+
+
+def evaluate(evaluation: Evaluation, rows: list[ManifestRow], *, keep: int = 0, report: Callable[[str], None] = lambda text: None) -> None:
+    """Measures every row; the first `keep` of each kind are kept to listen to."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        seen[row.kind] = seen.get(row.kind, 0) + 1
+        evaluation.measure(row, keep=seen[row.kind] <= keep)
         report(f"{number + 1}/{len(rows)} {row.id}")
-    return [_mean_row(*key, values) for key, values in scores.items()], [_usage(level) for level in counts]
 
 
-def compare(recorded: np.ndarray, decoded: np.ndarray, *, speech: bool) -> dict[str, float]:
-    """Measures of (S,) against (S,) at 16 kHz: mel and stft distance, SI-SDR in dB; for speech also PESQ-wb and STOI.
+def compare(recorded: np.ndarray, copy: np.ndarray, row: ManifestRow, recogniser: Recogniser | None) -> dict[str, float]:
+    """Measures of (S,) against (S,) at 16 kHz; those of speech only where `row` is speech.
 
-    A measure that does not exist for this clip (no speech found in it, say) is NaN.
+    A measure that does not exist for this clip (no speech found in it, say) is NaN; `errors` and `characters` make the error rate.
     """
-    a, b = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None] for x in (recorded, decoded))
-    mel, _ = ReconstructionLoss()(a, b)
-    centred = [x - x.mean() for x in (a[0].double(), b[0].double())]
-    target = centred[0] * (centred[0] @ centred[1]) / centred[0].square().sum().clamp_min(1e-12)
-    ratio = target.square().sum() / (centred[1] - target).square().sum().clamp_min(1e-12)
-    result = {"mel": float(mel), "stft": _stft_distance(a, b), "si_sdr": float(10 * ratio.clamp_min(1e-12).log10())}
-    if speech:
-        result["pesq_wb"], result["stoi"] = _speech_scores(recorded, decoded)
+    result = distances(recorded, copy)
+    if row.kind == "speech":
+        result |= {"pesq_wb": pesq_wb(recorded, copy), "stoi": stoi(recorded, copy), "dnsmos": dnsmos(copy)["overall"]}
+        if recogniser is not None and row.text:
+            errors, characters = character_errors(row.text, recogniser.transcribe(copy, row.language))
+            result |= {"errors": errors, "characters": characters}
     return result
-
-
-def _stft_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Multi-resolution: mean of spectral convergence and log-magnitude L1 over three windows (Parallel WaveGAN)."""
-    total = 0.0
-    for size in (512, 1024, 2048):
-        x, y = (stft(signal, torch.hann_window(size)).abs().clamp_min(1e-5) for signal in (a, b))
-        total += float((x - y).norm() / x.norm() + (x.log() - y.log()).abs().mean())
-    return total / 3
-
-
-def _speech_scores(recorded: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
-    try:
-        from pesq import NoUtterancesError, pesq
-        from pystoi import stoi
-    except ModuleNotFoundError as error:
-        raise MissingDependency(error.name or "pesq", needed_for="uniaudio codec evaluate", extra="eval") from error
-    try:
-        quality = float(pesq(SAMPLE_RATE, recorded, decoded, "wb"))
-    except NoUtterancesError:
-        quality = math.nan
-    return quality, float(stoi(recorded, decoded, SAMPLE_RATE))
-
-
-def _systems(codec: UniversalCodec, levels: list[int], baselines: list[str]) -> Iterator[tuple[str, Recode]]:
-    for count in levels:
-        yield f"ours, {count} levels", partial(_recode, codec, count)
-    for name in baselines:
-        kind, _, rate = name.partition(":")
-        programs = {"opus": ("opusenc", "opusdec"), "codec2": ("c2enc", "c2dec")}.get(kind)
-        if programs is None or not rate.isdigit():
-            raise UserError("unknown baseline", seen=name, allowed="opus:KBPS, codec2:BITS_PER_SECOND")
-        missing = [program for program in programs if shutil.which(program) is None]
-        if missing:
-            raise UserError(f"baseline {name} needs the programs {', '.join(missing)}", remedy="install opus-tools or codec2")
-        yield name, partial(_opus if kind == "opus" else _codec2, rate)
 
 
 def _recode(codec: UniversalCodec, levels: int, clip: np.ndarray) -> tuple[np.ndarray, float]:
@@ -123,44 +116,14 @@ def _recode(codec: UniversalCodec, levels: int, clip: np.ndarray) -> tuple[np.nd
     return np.clip(decoded, -1, 1), codes.numel() * math.log2(codec.config.codebook_size)
 
 
-def _opus(rate: str, clip: np.ndarray) -> tuple[np.ndarray, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        save_wav(root / "in.wav", clip)
-        subprocess.run(["opusenc", "--quiet", "--bitrate", rate, root / "in.wav", root / "a.opus"], check=True, capture_output=True)
-        subprocess.run(
-            ["opusdec", "--quiet", "--rate", str(SAMPLE_RATE), root / "a.opus", root / "out.wav"], check=True, capture_output=True
-        )
-        return _fit(load_audio(root / "out.wav"), len(clip)), (root / "a.opus").stat().st_size * 8.0
-
-
-def _codec2(rate: str, clip: np.ndarray) -> tuple[np.ndarray, float]:
-    """8 kHz in and out, so a wideband measure counts its missing upper half."""
-    import soxr
-
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        narrow = soxr.resample(clip, SAMPLE_RATE, 8000)
-        (root / "in.raw").write_bytes((narrow.clip(-1, 1) * 32767).astype("<i2").tobytes())
-        _program("c2enc", rate, root / "in.raw", root / "a.c2")
-        _program("c2dec", rate, root / "a.c2", root / "out.raw")
-        decoded = np.frombuffer((root / "out.raw").read_bytes(), "<i2").astype(np.float32) / 32768
-        return _fit(soxr.resample(decoded, 8000, SAMPLE_RATE), len(clip)), (root / "a.c2").stat().st_size * 8.0
-
-
-def _program(*command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-
-
-def _fit(samples: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(samples[:size], (0, max(0, size - len(samples))))
-
-
 def _mean_row(system: str, kind: str, values: list[dict[str, float]]) -> dict[str, object]:
     row: dict[str, object] = {"system": system, "kind": kind, "clips": len(values)}
     for column in COLUMNS[3:]:
         known = [value[column] for value in values if not math.isnan(value.get(column, math.nan))]
-        row[column] = round(float(np.mean(known)), 3) if known else ""
+        row[column] = round(float(np.mean(known)), DECIMALS.get(column, 3)) if known else ""
+    characters = sum(value.get("characters", 0) for value in values)
+    if characters:
+        row["cer"] = round(sum(value.get("errors", 0) for value in values) / characters, 4)
     return row
 
 
