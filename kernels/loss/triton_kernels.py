@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CODES_A_CHUNK = 4_096  # 35 MB of bf16 logits at V 4224: they stay in the L2 cache between the product and the kernel
+# 69 MB of bf16 logits at V 4224: larger products run nearer to the peak than smaller logits save by staying in the L2 cache.
+CODES_A_CHUNK = 8_192
 BLOCK = 2_048  # logits a step
 WARPS = 8
 
@@ -71,6 +72,14 @@ def statistics(
     return result[0], result[1], result[2]
 
 
+def _accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total (float32) += a @ b, in the product's own accumulators where PyTorch has that form: CUDA, 16-bit operands."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
 def gradients(
     hidden_XD: torch.Tensor,
     weight_VD: torch.Tensor,
@@ -94,7 +103,7 @@ def gradients(
             logits_CV, targets_C[chunk], log_sums_C[chunk], grads_C[chunk], columns, first, num_valid, BLOCK, num_warps=WARPS
         )
         grad_hidden_XD[counted_C[chunk]] = logits_CV @ weight_VD
-        grad_weight_VD += logits_CV.T @ hidden_CD
+        _accumulate(grad_weight_VD, logits_CV.T, hidden_CD)
     return grad_hidden_XD, grad_weight_VD.to(weight_VD.dtype)
 
 

@@ -19,6 +19,16 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     return _add_norm(x, None, weight, bias, eps)[0]
 
 
+def branch_layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(LayerNorm(x), x) where a residual branch leaves: the gradients of both branches are added inside the norm's backward pass."""
+    _check("branch_layer_norm", backend, x, None, weight, bias)
+    if backend == "torch":
+        return reference.layer_norm(x, weight, bias, eps), x
+    return _add_norm(x, None, weight, bias, eps)
+
+
 def add_layer_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -162,7 +162,7 @@ def backward(
 
 
 class AddNorm(torch.autograd.Function):
-    """(normed, total) of x, residual or None, weight, bias or None (RMSNorm); without a residual, total is None."""
+    """(normed, x + residual) of x, residual or None (then x itself), weight, bias or None (RMSNorm)."""
 
     @staticmethod
     def forward(
@@ -172,12 +172,12 @@ class AddNorm(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         normed, total, means, scales = forward(x, residual, weight, bias, eps)
         ctx.save_for_backward(total, weight, means, scales)
         ctx.has_residual = residual is not None
         ctx.set_materialize_grads(False)
-        return normed, total if residual is not None else None
+        return normed, total.view_as(total) if residual is None else total
 
     @staticmethod
     @once_differentiable
@@ -186,7 +186,7 @@ class AddNorm(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]:
         total, weight, means, scales = ctx.saved_tensors
         if grad_normed is None:  # only the sum was used
-            return grad_total, grad_total, None, None, None
+            return grad_total, grad_total if ctx.has_residual else None, None, None, None
         grad_total = None if grad_total is None else grad_total.contiguous()
         grad_x, grad_weight, grad_bias = backward(total, weight, means, scales, grad_normed.contiguous(), grad_total)
         return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias, None

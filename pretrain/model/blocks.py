@@ -69,7 +69,8 @@ class Block(nn.Module):
 
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""
-        normed, x = self.mlp_norm.after_add(self.attention(self.attention_norm(x), attend), x)
+        normed, x = self.attention_norm.branch(x)
+        normed, x = self.mlp_norm.after_add(self.attention(normed, attend), x)
         return x + self.mlp(normed)
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:

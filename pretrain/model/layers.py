@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from uniaudio.kernels.norm import add_layer_norm, layer_norm
+from uniaudio.kernels.norm import add_layer_norm, branch_layer_norm, layer_norm
 from uniaudio.pretrain.parallel.tensor import Backend
 
 
@@ -21,6 +21,10 @@ class LayerNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D)."""
         return layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
+
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x, x): take the residual from here, so that the two gradients of x are added in one pass."""
+        return branch_layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
 
     def after_add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x + residual, x + residual), in one pass where the backend has one."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uniaudio.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from uniaudio.kernels.norm import add_layer_norm, add_rms_norm, branch_layer_norm, layer_norm, rms_norm
 
 SHAPES = [(2, 24), (5, 16), (3, 7, 48), (37, 96), (9, 1536)]
 
@@ -49,6 +49,17 @@ def test_add_layer_norm(shape, place, poisoned, outputs_and_gradients, assert_as
     ]
     upstream = [place.randn(*shape), place.randn(*shape)]
     compare(functions, tensors(place, shape), upstream, place, outputs_and_gradients, assert_as_good)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_branch_layer_norm_adds_both_gradients(shape, place, poisoned, outputs_and_gradients, assert_as_good) -> None:
+    x, _, weight, bias = tensors(place, shape)
+    functions = [
+        lambda *args: branch_layer_norm(*args, 1e-5, backend="triton"),
+        lambda *args: branch_layer_norm(*args, 1e-5, backend="torch"),
+        lambda x, weight, bias: (naive(x, weight, bias, 1e-5), x),
+    ]
+    compare(functions, [x, weight, bias], [place.randn(*shape), place.randn(*shape)], place, outputs_and_gradients, assert_as_good)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -1,0 +1,190 @@
+"""Compiles the kernels for an H100 without one: registers, spilled bytes and shared memory of every launch in use.
+
+The ops run on CPU tensors of their real shapes' kind, but each launch is compiled (ptxas comes with Triton) and recorded instead of run.
+What this cannot tell is time; what it can: that a kernel compiles for the card in bf16, fits into an SM, and does not spill.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from uniaudio.kernels.activation import triton_kernels as activation
+from uniaudio.kernels.benchmarks.measure import say
+from uniaudio.kernels.embedding import triton_kernels as embedding
+from uniaudio.kernels.frame_attention import triton_kernels as frame
+from uniaudio.kernels.loss import triton_kernels as loss
+from uniaudio.kernels.norm import triton_kernels as norm
+from uniaudio.kernels.varlen_attention import backward as varlen_backward
+from uniaudio.kernels.varlen_attention import forward as varlen_forward
+from uniaudio.kernels.varlen_attention.boundaries import document_spans
+from uniaudio.kernels.varlen_attention.tiles import default_plan
+
+H100 = GPUTarget("cuda", 90, 32)
+SHARED_OF_AN_SM = 232_448  # bytes that one program of an H100 may take
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled launch takes: registers of a thread, bytes of local memory of a thread (spills), shared bytes of a program."""
+
+    case: str
+    kernel: str
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+
+
+class _Target:
+    """Stands in for Triton's driver: names the card to compile for and launches nothing."""
+
+    def get_current_target(self) -> GPUTarget:
+        return H100
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling() -> Iterator[list[CompiledKernel]]:
+    """Inside, every launch is compiled for an H100 and added to the list that is yielded."""
+    compiled: list[CompiledKernel] = []
+    launch, active = JITFunction.run, driver._active
+
+    def record(self: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> CompiledKernel:
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        compiled.append(kernel)
+        return kernel
+
+    JITFunction.run = record  # type: ignore[method-assign]
+    driver.set_active(_Target())
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = launch  # type: ignore[method-assign]
+        driver._active = active
+
+
+def resources(case: str, kernel: CompiledKernel) -> Resources:
+    """Registers and local memory as cuobjdump reads them in the compiled binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no registers of {kernel.metadata.name}: {text[:200]}")
+    return Resources(case, kernel.metadata.name, kernel.metadata.num_warps, int(found[1]), int(found[2]), kernel.metadata.shared)
+
+
+def _bf16(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.bfloat16)
+
+
+def _varlen(heads: int, head_dim: int, packed: bool, prefix: bool = False) -> None:
+    qkv = _bf16(1, 256, heads, 3, head_dim)
+    starts = torch.tensor([[0, 128]] if packed else [[0]], dtype=torch.int32)
+    spans = document_spans(starts, starts if prefix else None, 256)
+    plan = default_plan(head_dim, qkv.dtype, packed=packed)
+    out, sums = varlen_forward.forward(qkv, spans, plan)
+    varlen_backward.backward(qkv, out, sums, out, spans, plan)
+
+
+def _frame(codes: int, head_dim: int) -> None:
+    qkv = _bf16(64, codes, 12, 3, head_dim)
+    frame.backward(qkv, frame.forward(qkv))
+
+
+def _norm(centered: bool) -> None:
+    x, weight = _bf16(256, 1536), _bf16(1536)
+    _, total, means, scales = norm.forward(x, x, weight, weight if centered else None, 1e-5)
+    norm.backward(total, weight, means, scales, x, x)
+
+
+def _gelu(exact: bool) -> None:
+    x, bias = _bf16(256, 6144), _bf16(6144)
+    activation.gelu_backward(x, bias, activation.gelu_forward(x, bias, exact), exact)
+
+
+def _embedding(concat: bool) -> None:
+    codes, positions = torch.zeros(64, 3, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
+    table, places = _bf16(4224, 512 if concat else 1536), _bf16(3000, 1536)
+    grad = embedding.forward(codes, table, positions, places, concat)
+    embedding.table_gradient(codes, grad, 1 if concat else 3, table)
+
+
+def _loss() -> None:
+    hidden, weight, counted = _bf16(64, 1536), _bf16(4224, 1536), torch.arange(64)
+    sums = loss.statistics(hidden, weight, counted, counted, 0, 4213)[1]
+    loss.gradients(hidden, weight, counted, counted, sums, sums, 0, 4213)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "frame_attention 3 x 128": lambda: _frame(3, 128),
+    "frame_attention 8 x 128": lambda: _frame(8, 128),
+    "frame_attention 32 x 256": lambda: _frame(32, 256),
+    "varlen_attention packed 128": lambda: _varlen(12, 128, True),
+    "varlen_attention packed 96": lambda: _varlen(16, 96, True),
+    "varlen_attention packed 64": lambda: _varlen(12, 64, True),
+    "varlen_attention one document 128": lambda: _varlen(12, 128, False),
+    "varlen_attention prefix 128": lambda: _varlen(12, 128, True, prefix=True),
+    "add_layer_norm 1536": lambda: _norm(True),
+    "add_rms_norm 1536": lambda: _norm(False),
+    "bias_gelu exact 6144": lambda: _gelu(True),
+    "bias_gelu tanh 6144": lambda: _gelu(False),
+    "frame_embedding sum": lambda: _embedding(False),
+    "frame_embedding concat": lambda: _embedding(True),
+    "linear_cross_entropy": _loss,
+}
+
+
+def measure(names: list[str]) -> list[Resources]:
+    """Compiles the cases of these names, one row a kernel."""
+    rows: dict[tuple[str, str], Resources] = {}
+    for name in names:
+        with compiling() as compiled:
+            CASES[name]()
+        for kernel in compiled:
+            row = resources(name, kernel)
+            rows[name, row.kernel] = row
+    return list(rows.values())
+
+
+def main() -> None:
+    """Prints the table and writes it as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help="these cases alone")
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.cases:
+        for row in measure([name]):
+            rows.append(row)
+            taken = f"{row.registers:4d} registers {row.spilled:5d} spilled {row.shared:7d} shared"
+            say(f"{row.case:34s} {row.kernel:20s} {row.warps:2d} warps {taken}")
+    if arguments.out:
+        with arguments.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Resources)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+
+if __name__ == "__main__":
+    main()
