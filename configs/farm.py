@@ -1,6 +1,6 @@
 """A farm run: manifest in, shards out."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from uniaudio.configs.section import Section
 
@@ -42,5 +42,15 @@ class FarmConfig(Section):
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one is started unless given")
     retries: int = Field(3, ge=0, description="tries again of a unit whose worker died")
     max_dropped_fraction: float = Field(0.5, ge=0, le=1, description="failure budget: above this share of dropped clips the run fails")
+    part: str | None = Field(
+        None, pattern=r"^\d+/\d+$", description="3/8: make only every 8th unit, from the 4th on; eight such farms share output_dir"
+    )
     seed: int = Field(0, ge=0)
     experiment: str = Field("uniaudio-farm", description="MLflow experiment")
+
+    @field_validator("part")
+    @classmethod
+    def _a_part_of_the_whole(cls, part: str | None) -> str | None:
+        if part is not None and not int(part.split("/")[0]) < int(part.split("/")[1]):
+            raise ValueError(f"{part} is no part; the first of four is 0/4, the last 3/4")
+        return part

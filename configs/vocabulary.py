@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from uniaudio.configs.load import find_config, parse_yaml, validate
 from uniaudio.configs.section import Section
 
 
@@ -36,3 +37,18 @@ class VocabularyConfig(Section):
         if self.audio_mask != "audio" and self.audio_mask not in self.specials:
             raise ValueError(f"audio_mask {self.audio_mask} is neither audio nor a special token")
         return self
+
+    def ranges(self, num_codebooks: int) -> tuple[tuple[str, int, int, int], ...]:
+        """(modality, first id, entries of a level, levels) for a model of that many codebooks: audio has at least as many levels."""
+        start, ranges = self.reserved, []
+        for modality in self.modalities:
+            levels = max(modality.levels, num_codebooks) if modality.name == "audio" else modality.levels
+            ranges.append((modality.name, start, modality.entries, levels))
+            start += modality.entries * levels + (modality.name == "audio" == self.audio_mask)
+        return tuple(ranges)
+
+
+def load_table(name: str) -> VocabularyConfig:
+    """A shipped table (`paper`, `released`) or a YAML file of that form."""
+    path = find_config(name, "vocabularies")
+    return validate(VocabularyConfig, parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))

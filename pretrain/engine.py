@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from uniaudio.configs.flops import layer_flops
 from uniaudio.configs.run import RunConfig
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.model.flops import layer_flops
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.optim import gradient_norm, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout

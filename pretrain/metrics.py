@@ -12,13 +12,10 @@ from pathlib import Path
 import torch
 
 from uniaudio.atomic import publish_bytes
+from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame
 from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain.data.batch import Batch, document_ids_BT
-from uniaudio.pretrain.model.flops import flops_per_frame
 from uniaudio.pretrain.parallel.tensor import TensorParallel, padded_rows
-
-# Dense bf16 FLOP/s of a device whose name holds the key (vendors' data sheets; measured.md uses the first two).
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
 Metrics = dict[str, float]
 

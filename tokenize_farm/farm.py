@@ -20,10 +20,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.errors import UserError
+from uniaudio.errors import Unavailable, UserError
 from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards
 from uniaudio.tokenize_farm.manifest import read_manifest
+from uniaudio.tokenize_farm.parts import WHOLE, Part
 from uniaudio.tokenize_farm.summary import Work, read_farm_file, total, write_farm_file
 from uniaudio.tokenize_farm.tracking import Tracker
 from uniaudio.tokenize_farm.units import WorkUnit, plan_units
@@ -49,16 +50,16 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
     """
     versions = tokenizer_versions(make_tokenizers(config))
     units = plan_units(read_manifest(config.manifest), config, versions)
-    output_dir = Path(config.output_dir)
+    output_dir, part = Path(config.output_dir), Part.of(config)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             "output_dir cannot be made", seen=error, remedy="give another output_dir, or correct the folder's rights"
         ) from error
-    with _only_driver_of(output_dir):
-        todo = _missing_units(units, output_dir, replace=replace)
-        before = read_farm_file(output_dir)
+    with _only_driver_of(output_dir, part):
+        todo = part.own(_missing_units(units, output_dir, replace=replace))
+        before = read_farm_file(output_dir, part.farm_file)
         workers = _Workers(config, versions, units=len(todo)) if todo else None
         try:
             tracker = Tracker(config, run_id=before.get("run_id"))  # while the workers load their models
@@ -69,15 +70,17 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
                 "tokenizers": versions,
                 "tokenizer_configs": {view: tokenizer.model_dump(mode="json") for view, tokenizer in config.tokenizers.items()},
             }
-            head["tokenizer_configs"] = {view: spec.model_dump(mode="json") for view, spec in config.tokenizers.items()}
-            write_farm_file(output_dir, before | head | {"status": "running"})
+            write_farm_file(output_dir, before | head | {"status": "running"}, part.farm_file)
             with _closing_on_error(tracker):
                 work = _Run(config, workers, tracker, progress).run(todo) if workers else Work()
         finally:
             if workers:
                 workers.close()
-        work.units_skipped = len(units) - len(todo)
-        return _finish(config, head, before, work, tracker)
+        work.units_skipped = len(part.own(units)) - len(todo)
+        content = _finish(config, head, before, work, tracker)
+        if part.count > 1 and len(shards := list_shards(output_dir)) == len(units):  # the last part sums up for all
+            write_farm_file(output_dir, {**content, "totals": total(shard.read_sidecar() for shard in shards)})
+        return content
 
 
 @contextmanager
@@ -93,23 +96,24 @@ def _closing_on_error(tracker: Tracker) -> Iterator[None]:
 
 
 def _finish(config: FarmConfig, head: dict, before: dict, work: Work, tracker: Tracker) -> dict:
-    """Sums up, publishes `farm.json`, closes the MLflow run, and holds the result against the failure budget."""
-    output_dir = Path(config.output_dir)
-    totals = total(shard.read_sidecar() for shard in list_shards(output_dir))
+    """Sums up, publishes `farm.json` (a part: its own), closes the MLflow run, and holds the result against the failure budget."""
+    output_dir, part = Path(config.output_dir), Part.of(config)
+    own = [shard for shard in list_shards(output_dir) if part.has(shard.unit)]
+    totals = total(shard.read_sidecar() for shard in own)
     drops = len(totals["dropped"])
     share = drops / max(1, drops + totals["clips"])
     over = share > config.max_dropped_fraction
     last_work = work.as_json() if work.units else before.get("last_work", work.as_json())
     content = {**head, "status": "failed" if over else "finished", "totals": totals, "last_work": last_work}
-    text = write_farm_file(output_dir, content)
+    text = write_farm_file(output_dir, content, part.farm_file)
     numbers = {key: totals[key] for key in ("clips", "audio_seconds", "frames", "shards")} | {"dropped": drops}
     if work.units:
         numbers |= {key: work.as_json()[key] for key in ("times_real_time", "clips_per_second", "seconds")}
-    tracker.log(len(list_shards(output_dir)), numbers | {f"dropped.{reason}": n for reason, n in totals["dropped_by_reason"].items()})
+    tracker.log(len(own), numbers | {f"dropped.{reason}": n for reason, n in totals["dropped_by_reason"].items()})
     tracker.finish("FAILED" if over else "FINISHED", {"farm.json": text})
     if over:
         reasons = ", ".join(f"{reason} {n}" for reason, n in totals["dropped_by_reason"].items())
-        remedy = f"see {output_dir / 'farm.json'}; correct the recordings, or raise max_dropped_fraction"
+        remedy = f"see {output_dir / part.farm_file}; correct the recordings, or raise max_dropped_fraction"
         allowed = f"max_dropped_fraction {config.max_dropped_fraction:g}"
         raise UserError(
             f"dropped {drops} of {drops + totals['clips']} clips ({reasons})", seen=f"{share:.3f}", allowed=allowed, remedy=remedy
@@ -118,15 +122,19 @@ def _finish(config: FarmConfig, head: dict, before: dict, work: Work, tracker: T
 
 
 @contextmanager
-def _only_driver_of(output_dir: Path) -> Iterator[None]:
-    """Locks the folder against a second driver, and removes what a killed one left half-written."""
-    with (output_dir / ".farm.lock").open("w") as handle:
+def _only_driver_of(output_dir: Path, part: Part = WHOLE) -> Iterator[None]:
+    """Locks the folder against a second driver, and removes what a killed one left half-written.
+
+    Parts share the folder: each locks its own file, and nobody cleans up, as a temporary file may be another part's.
+    """
+    with (output_dir / ".farm.lock").open("w") as handle, (output_dir / part.lock_file).open("w") as own:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if part.count == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             remedy = "wait for it, or give another output_dir"
             raise UserError("another farm is writing into this folder", seen=output_dir, remedy=remedy) from error
-        for left_over in output_dir.glob(".*.tmp"):
+        for left_over in output_dir.glob(".*.tmp") if part.count == 1 else []:
             left_over.unlink(missing_ok=True)
         yield
 
@@ -167,7 +175,7 @@ class _Workers:
                 ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
             except ConnectionError as error:
                 remedy = "start a cluster, or leave ray_address out"
-                raise UserError("no Ray cluster at this address", seen=config.ray_address, remedy=remedy) from error
+                raise Unavailable("no Ray cluster at this address", seen=config.ray_address, remedy=remedy) from error
             cores = int(ray.cluster_resources().get("CPU", 0))
         else:
             cores = len(os.sched_getaffinity(0))

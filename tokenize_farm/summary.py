@@ -88,13 +88,13 @@ def total(sidecars: Iterable[Mapping]) -> dict[str, Any]:
     }
 
 
-def read_farm_file(output_dir: Path) -> dict:
-    """The `farm.json` of a folder, empty where there is none yet.
+def read_farm_file(output_dir: Path, name: str = FILE) -> dict:
+    """The `farm.json` of a folder (or of one part), empty where there is none yet.
 
     Raises:
         UserError: it is not JSON.
     """
-    path = output_dir / FILE
+    path = output_dir / name
     if not path.is_file():
         return {}
     try:
@@ -103,16 +103,16 @@ def read_farm_file(output_dir: Path) -> dict:
         raise UserError(f"{path} is not JSON", seen=error, remedy="delete it; the farm writes it again") from error
 
 
-def write_farm_file(output_dir: Path, content: Mapping[str, object]) -> str:
-    """Publishes `farm.json` and returns its text.
+def write_farm_file(output_dir: Path, content: Mapping[str, object], name: str = FILE) -> str:
+    """Publishes `farm.json` (or that of one part) and returns its text.
 
     Raises:
         UserError: the folder cannot be written (a full disk, rights).
     """
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     try:
-        publish_bytes(output_dir / FILE, text.encode())
+        publish_bytes(output_dir / name, text.encode())
     except OSError as error:
         remedy = "free space or correct the folder's rights, then run the same command again"
-        raise UserError(f"{output_dir / FILE} could not be written", seen=error, remedy=remedy) from error
+        raise UserError(f"{output_dir / name} could not be written", seen=error, remedy=remedy) from error
     return text

@@ -69,12 +69,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; a UserError becomes one line on standard error and exit code 2."""
+    """Runs the command line; a UserError becomes one line on standard error and its exit code (2, or 69: try again)."""
     try:
         cli(standalone_mode=False)
     except UserError as error:
         click.echo(f"uniaudio: error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

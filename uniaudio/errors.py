@@ -2,7 +2,9 @@
 
 
 class UserError(Exception):
-    """A fault in what the user gave (config, file, layout); the command line prints it as one line and exits 2."""
+    """A fault in what the user gave (config, file, layout); the command line prints it as one line and exits with `exit_code`."""
+
+    exit_code = 2  # a new try of the same command would end the same
 
     def __init__(self, what: str, *, seen: object = None, allowed: object = None, remedy: str | None = None) -> None:
         self.what, self.seen, self.allowed, self.remedy = what, seen, allowed, remedy
@@ -25,6 +27,12 @@ def _rebuild(kind: type[UserError], message: str) -> UserError:
     Exception.__init__(error, message)
     error.what, error.seen, error.allowed, error.remedy = message, None, None, None
     return error
+
+
+class Unavailable(UserError):
+    """Something outside did not answer in time (a service that starts, a port, a store): the same command may work a moment later."""
+
+    exit_code = 69  # sysexits.h EX_UNAVAILABLE; schedulers queue the job again
 
 
 class MissingDependency(UserError):

@@ -9,9 +9,9 @@ import itertools
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from uniaudio.configs.load import find_config, parse_yaml, validate
-from uniaudio.configs.vocabulary import VocabularyConfig
+from uniaudio.configs.vocabulary import load_table
 from uniaudio.errors import UserError
 
 
@@ -166,11 +166,5 @@ def load_vocabulary(name: str, num_codebooks: int = 3) -> Vocabulary:
     `num_codebooks` is the model's Q: a model with more codebooks than the table's audio levels gets ids for all of them, and what follows
     audio moves up (paper at Q = 8: 9332 ids); a model with fewer keeps the table as it is.
     """
-    path = find_config(name, "vocabularies")
-    config = validate(VocabularyConfig, parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))
-    start, ranges = config.reserved, []
-    for modality in config.modalities:
-        levels = max(modality.levels, num_codebooks) if modality.name == "audio" else modality.levels
-        ranges.append((modality.name, start, modality.entries, levels))
-        start += modality.entries * levels + (modality.name == "audio" == config.audio_mask)
-    return Vocabulary(path.stem, config.reserved, config.specials, config.audio_mask, tuple(ranges))
+    config = load_table(name)
+    return Vocabulary(Path(name).stem, config.reserved, config.specials, config.audio_mask, config.ranges(num_codebooks))

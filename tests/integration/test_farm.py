@@ -23,6 +23,7 @@ from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer
 
 UNITS, CLIPS_PER_UNIT = 8, 4
 DEADLINE = 120.0
+PART_FILES = ("farm.part-0-of-2.json", "farm.part-1-of-2.json")
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +181,14 @@ def test_a_killed_worker_is_replaced_and_its_unit_done_again(corpus, expected, t
     farm = json.loads((tmp_path / "shards" / "farm.json").read_text())
     assert farm["last_work"]["restarts"] == 1
     assert all(verify_shard(shard) == [] for shard in list_shards(tmp_path / "shards"))
+
+
+def test_parts_side_by_side_make_the_bytes_of_one_farm(corpus, expected, tmp_path, start) -> None:
+    config = farm_file(corpus, tmp_path)
+    drivers = [start(config, f"part={index}/2", "workers=1") for index in range(2)]
+    for driver in drivers:
+        finish(driver)
+    assert shard_bytes(tmp_path) == expected
+    whole, *parts = (json.loads((tmp_path / "shards" / name).read_text()) for name in ("farm.json", *PART_FILES))
+    assert whole["totals"]["clips"] == sum(part["totals"]["clips"] for part in parts) == UNITS * CLIPS_PER_UNIT
+    assert all(part["totals"]["clips"] for part in parts)

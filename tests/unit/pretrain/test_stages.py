@@ -3,9 +3,9 @@ import random
 
 import pytest
 
+from uniaudio.configs.flops import layer_flops
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
-from uniaudio.pretrain.model.flops import layer_flops
 from uniaudio.pretrain.stages import balanced_bounds
 
 

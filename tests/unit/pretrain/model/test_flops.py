@@ -3,8 +3,8 @@
 import pytest
 from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_config
 
+from uniaudio.configs.flops import flops_per_frame, layer_flops, parameter_count
 from uniaudio.configs.model import ModelConfig
-from uniaudio.pretrain.model.flops import flops_per_frame, layer_flops, parameter_count
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 

@@ -7,6 +7,9 @@ packing saves; that of the local stack, a few codes wide, is left out.
 
 from uniaudio.configs.model import ModelConfig
 
+# Dense bf16 FLOP/s of a device whose name holds the key (vendors' data sheets).
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
 
 def _block_weights(config: ModelConfig) -> int:
     """Entries of the matrices of one block: q, k, v, output and the two of the MLP."""

@@ -1,0 +1,71 @@
+"""Memory and time of a run from its config, against the real model and against what was measured."""
+
+import pytest
+import torch
+
+from uniaudio.configs.estimate import memory_gb, padded_vocabulary_size, seconds_per_step, vocabulary_size
+from uniaudio.configs.load import load_config
+from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+
+ALONE = ("parallel.data_parallel_size=1", "parallel.zero_stage=1")
+
+
+def run(*overrides: str, name: str = "paper_1b") -> RunConfig:
+    return load_config(RunConfig, name, folder="runs", overrides=overrides)
+
+
+@pytest.mark.parametrize(("name", "codebooks"), [("paper", 3), ("paper", 8), ("released", 3), ("released", 5)])
+def test_size_is_that_of_the_vocabulary(name, codebooks):
+    assert vocabulary_size(ModelConfig(vocabulary=name, num_codebooks=codebooks)) == load_vocabulary(name, codebooks).size
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 16), ("bf16", 16)])
+def test_states_are_those_of_the_real_parameters(precision, bytes_each):
+    config = run(*ALONE, f"train.precision={precision}")
+    with torch.device("meta"):
+        model = MultiScaleTransformer(config.model, load_vocabulary("paper", 3), num_tasks=7, seed=None)
+    real = bytes_each * sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert memory_gb(config).states == pytest.approx(real, rel=1e-6)
+
+
+def test_zero_and_the_layout_cut_the_states():
+    sixteen = "parallel.data_parallel_size=16"
+    whole, zero1, zero2, zero3 = (memory_gb(run(sixteen, f"parallel.zero_stage={stage}", "train.precision=fp32")) for stage in (0, 1, 2, 3))
+    assert zero1.optimizer == whole.optimizer / 16 and zero1.gradients == whole.gradients
+    assert zero2.gradients == whole.gradients / 16 and zero2.weights == whole.weights
+    assert zero3.states == pytest.approx(whole.states / 16)
+    cut = memory_gb(run("parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2", "parallel.data_parallel_size=4"))
+    assert cut.weights < 0.26 * memory_gb(run()).weights
+
+
+@pytest.mark.parametrize(
+    ("rows", "codebooks", "peak_gib"),
+    [(16, 3, 42.5), (8, 8, 39.8)],  # plain PyTorch, pure bf16, torch.compile, rows of 1024 frames on one H100 (docs/clusters.md)
+)
+def test_sum_is_near_a_measured_peak(rows, codebooks, peak_gib):
+    """That program keeps no fp32 master: 2 bytes of weight, 2 of gradient, 4 of moments a parameter."""
+    estimate = memory_gb(run(*ALONE, f"data.rows_per_micro_batch={rows}", "data.frames_per_row=1024", f"model.num_codebooks={codebooks}"))
+    pure_bf16 = estimate.states * 8 / 16 + estimate.activations
+    assert pure_bf16 == pytest.approx(peak_gib * 1.0737, rel=0.05)
+
+
+def test_recomputation_and_pipeline_change_the_activations():
+    whole = memory_gb(run()).activations
+    assert memory_gb(run("parallel.recompute=full")).activations < 0.13 * whole
+    pipeline = ("parallel.pipeline_parallel_size=4", "optim.gradient_accumulation=8")
+    assert memory_gb(run(*pipeline)).activations == pytest.approx(whole)  # a quarter of the layers, four micro-batches held
+    assert memory_gb(run("data.rows_per_micro_batch=8")).activations == pytest.approx(2 * whole)
+
+
+def test_parts_are_said():
+    assert "activations 19.3" in str(memory_gb(run(*ALONE)))
+
+
+def test_time_of_a_step_is_that_of_the_measured_share_of_the_peak():
+    """52,060 frames/s at 45.9 % (docs/runs/paper_1b_h100/report_16k.md)."""
+    config = run(*ALONE, "data.rows_per_micro_batch=8")
+    assert config.frames_per_step / seconds_per_step(config, gpu="H100", mfu=0.459) == pytest.approx(52_060, rel=0.01)
+    assert padded_vocabulary_size(config.model, config.parallel) == 4224
