@@ -1,0 +1,109 @@
+"""A linear map of few rows in Triton: a program takes some outputs, walks over all inputs once, and ends with the whole epilogue.
+
+The sums of x and x^2 that a norm needs are taken from the tiles of x that the product reads anyway. The walk over K has the same steps
+whatever the number of outputs a program has, so that the launch changes no bits. M rows, K inputs, N outputs; offsets are 64-bit.
+"""
+
+# ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
+# mypy: disable-error-code=no-untyped-def
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from uniaudio.kernels.device import streaming_multiprocessors
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Outputs of a program, inputs of a step, steps in flight, warps."""
+
+    outputs: int
+    depth: int
+    stages: int
+    warps: int
+
+
+def default_launch(rows: int, outputs: int, inputs: int, processors: int) -> Launch:
+    """Enough programs to occupy every multiprocessor, and enough bytes in flight in each: outputs x depth x 2 bytes x (stages - 1)."""
+    few = 16 if rows > 16 else 8
+    width = next((width for width in (64, 32, 16) if outputs // width >= processors), few)
+    depth = min(256 if rows <= 16 else 128, max(16, triton.next_power_of_2(inputs)))
+    return Launch(max(few, width), depth, 4, 4)
+
+
+@triton.jit
+def _gelu(z, EXACT: tl.constexpr):
+    if EXACT:
+        result = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
+    else:
+        result = z / (1.0 + tl.exp(-tl.maximum(1.5957691216057308 * (z + 0.044715 * z * z * z), -80.0)))
+    return result
+
+
+@triton.jit
+def _linear(
+    x, weight, bias, scale, norm_sums, residual, out, rows, eps,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr, SCALED: tl.constexpr, NORMED: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    row = tl.arange(0, ROWS)
+    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    step = tl.arange(0, DEPTH)
+    there, fits = row < rows, column < N
+    x_tile = x + row[:, None].to(tl.int64) * K + step[None, :]
+    weight_tile = weight + column[None, :].to(tl.int64) * K + step[:, None]
+    sums = tl.zeros((ROWS, OUTPUTS), tl.float32)
+    total, squares = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for begin in tl.range(0, K, DEPTH, num_stages=STAGES):
+        inside = begin + step < K
+        values = tl.load(x_tile + begin, mask=there[:, None] & inside[None, :], other=0.0)
+        weights = tl.load(weight_tile + begin, mask=inside[:, None] & fits[None, :], other=0.0)
+        sums = tl.dot(values, weights.to(values.dtype), sums, input_precision="ieee")
+        if NORMED:
+            wide = values.to(tl.float32)
+            total += tl.sum(wide, axis=1)
+            squares += tl.sum(wide * wide, axis=1)
+    if SCALED:
+        sums *= tl.load(scale + column, mask=fits, other=0.0)[None, :]
+    if NORMED:
+        mean = total / K
+        spread = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + eps)
+        sums = (sums - mean[:, None] * tl.load(norm_sums + column, mask=fits, other=0.0)[None, :]) * spread[:, None]
+    if BIAS:
+        sums += tl.load(bias + column, mask=fits, other=0.0)[None, :]
+    if GELU != "none":
+        sums = _gelu(sums, GELU == "exact")
+    place = row[:, None].to(tl.int64) * N + column[None, :]
+    written = there[:, None] & fits[None, :]
+    if RESIDUAL:
+        sums += tl.load(residual + place, mask=written, other=0.0).to(tl.float32)
+    tl.store(out + place, sums.to(out.dtype.element_ty), mask=written)
+
+
+def decode_linear(
+    x_MK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    scale_N: torch.Tensor | None,
+    norm_sums_N: torch.Tensor | None,
+    eps: float,
+    gelu: str | None,
+    residual_MN: torch.Tensor | None,
+    launch: Launch | None = None,
+) -> torch.Tensor:
+    """(M, N) in one launch; `launch` overrides the choice (tuning)."""
+    rows, inputs = x_MK.shape
+    outputs = weight_NK.shape[0]
+    out = torch.empty(rows, outputs, dtype=x_MK.dtype, device=x_MK.device)
+    if out.numel() == 0:
+        return out
+    launch = launch or default_launch(rows, outputs, inputs, streaming_multiprocessors(x_MK.device))
+    _linear[(triton.cdiv(outputs, launch.outputs),)](
+        x_MK, weight_NK, bias_N, scale_N, norm_sums_N, residual_MN, out, rows, eps,
+        outputs, inputs, max(16, triton.next_power_of_2(rows)), launch.outputs, launch.depth, launch.stages,
+        bias_N is not None, scale_N is not None, norm_sums_N is not None, gelu or "none", residual_MN is not None, num_warps=launch.warps,
+    )  # fmt: skip
+    return out
