@@ -3,6 +3,7 @@
 from pydantic import Field, field_validator
 
 from uniaudio.configs.section import Section
+from uniaudio.configs.simulate import SimulateConfig
 
 
 class TokenizerConfig(Section):
@@ -36,6 +37,7 @@ class FarmConfig(Section):
         0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid"
     )
     filters: FilterConfig = FilterConfig()
+    simulate: SimulateConfig = SimulateConfig()
     workers: int | None = Field(None, ge=1, description="Ray actors; one a CPU core unless given")
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)

@@ -25,6 +25,7 @@ from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards
 from uniaudio.tokenize_farm.manifest import read_manifest
 from uniaudio.tokenize_farm.parts import WHOLE, Part
+from uniaudio.tokenize_farm.simulate.simulator import Simulator
 from uniaudio.tokenize_farm.summary import Work, read_farm_file, total, write_farm_file
 from uniaudio.tokenize_farm.tracking import Tracker
 from uniaudio.tokenize_farm.units import WorkUnit, plan_units
@@ -48,7 +49,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
         UserError: a fault of config, manifest or tokenizer; a unit whose worker died too often; more dropped clips than
             `max_dropped_fraction` (the shards are published all the same); a full disk; a second farm in the same folder.
     """
-    versions = tokenizer_versions(make_tokenizers(config))
+    versions = tokenizer_versions(make_tokenizers(config)) | Simulator(config).versions()
     units = plan_units(read_manifest(config.manifest), config, versions)
     output_dir, part = Path(config.output_dir), Part.of(config)
     try:

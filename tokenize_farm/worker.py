@@ -15,8 +15,9 @@ from uniaudio.configs.farm import FarmConfig, FilterConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE, BadAudio, load_audio
 from uniaudio.tokenize_farm.manifest import ManifestRow
-from uniaudio.tokenize_farm.schema import TokenizedClip
+from uniaudio.tokenize_farm.schema import TokenizedClip, base_view
 from uniaudio.tokenize_farm.shard_writer import write_shard
+from uniaudio.tokenize_farm.simulate.simulator import Simulator
 from uniaudio.tokenize_farm.tokenizers.protocol import Clip, Tokenizer, make_tokenizer
 from uniaudio.tokenize_farm.units import WorkUnit, clip_key
 
@@ -70,7 +71,8 @@ class UnitWorker:
         self._config = config
         self._tokenizers = make_tokenizers(config)
         self._folder = Path(config.manifest).absolute().parent
-        mine = tokenizer_versions(self._tokenizers)
+        self._simulator = Simulator(config)
+        mine = tokenizer_versions(self._tokenizers) | self._simulator.versions()
         if mine != versions:
             raise UserError(
                 "this worker's tokenizers differ from the driver's", seen=mine, allowed=versions, remedy="install the same files"
@@ -87,10 +89,10 @@ class UnitWorker:
         details: dict[str, str] = {}
         clips: list[TokenizedClip] = []
         for batch in self._batches(unit, dropped, details, clock):
-            clips += self._tokenize(batch, clock)
+            clips += self._tokenize(batch, unit.split, clock)
         extra = {"fingerprint": unit.fingerprint, "rows": len(unit.rows), "dropped_details": details}
         with clock.step("write"):
-            versions = tokenizer_versions(self._tokenizers)
+            versions = tokenizer_versions(self._tokenizers) | self._simulator.versions()
             directory = Path(self._config.output_dir)
             sidecar = write_shard(directory, unit.split, unit.number, clips, tokenizers=versions, dropped=dropped, extra=extra)
         return UnitResult(unit.name, sidecar, clock.seconds)
@@ -121,15 +123,25 @@ class UnitWorker:
         check_clip(samples, self._config.filters)
         return samples
 
-    def _tokenize(self, batch: list[Clip], clock: "_Clock") -> list[TokenizedClip]:
+    def _tokenize(self, batch: list[Clip], split: str, clock: "_Clock") -> list[TokenizedClip]:
         made = [TokenizedClip(clip_key(clip.row), clip_meta(clip)) for clip in batch]
         for view, tokenizer in self._tokenizers.items():
-            with clock.step(f"{view}:{tokenizer.name}"):
-                arrays = tokenizer.encode(batch)
-            for clip, array in zip(made, arrays, strict=True):
-                if array is not None:
-                    clip.views[view] = array
+            self._encode(view, tokenizer, batch, made, clock)
+        with clock.step("simulate"):
+            variants = [self._simulator.variants(clip, split) for clip in batch]
+        for view in self._simulator.views:
+            having = [i for i, its in enumerate(variants) if view in its]
+            clips = [variants[i][view] for i in having]
+            self._encode(view, self._tokenizers[base_view(view)], clips, [made[i] for i in having], clock)
         return made
+
+    def _encode(self, view: str, tokenizer: Tokenizer, clips: list[Clip], made: list[TokenizedClip], clock: "_Clock") -> None:
+        """Writes the arrays of one view into `made`, which stands beside `clips`."""
+        with clock.step(f"{view}:{tokenizer.name}"):
+            arrays = tokenizer.encode(clips)
+        for clip, array in zip(made, arrays, strict=True):
+            if array is not None:
+                clip.views[view] = array
 
 
 def clip_meta(clip: Clip) -> dict[str, object]:

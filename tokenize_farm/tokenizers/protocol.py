@@ -82,5 +82,5 @@ def num_frames(samples: np.ndarray) -> int:
 
 
 def description(row: ManifestRow) -> str | None:
-    """The words that describe a clip: its instruction, its caption, or the text of a sound or of music (spoken text is no description)."""
-    return row.instruction or row.caption or (row.text if row.kind in ("sound", "music") else None)
+    """The words that describe a clip: its caption, or the text of a sound or of music (spoken text is no description)."""
+    return row.caption or (row.text if row.kind in ("sound", "music") else None)

@@ -62,4 +62,4 @@ def test_descriptions_are_instructions_and_captions_never_speech() -> None:
     assert description(row(kind="speech", text="hello")) is None
     assert description(row(kind="sound", text="rain")) == "rain"
     assert description(row(kind="music", text="t", caption="slow piano")) == "slow piano"
-    assert description(row(kind="speech", text="hello", instruction="whisper it")) == "whisper it"
+    assert description(row(kind="speech", text="hello", instruction="whisper it")) is None
