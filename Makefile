@@ -12,7 +12,7 @@ WHEEL_TARGET := --only-binary=:all: --python-version 3.12 --implementation cp \
 .PHONY: demo test test-cluster test-gpu bench wheelhouse lint venv clean
 
 demo: venv  ## recordings -> farm -> training -> audio that one can hear
-	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir $(AUDIO_DIR))
+	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir "$(subst ~/,$(HOME)/,$(AUDIO_DIR))")
 
 # One file stays on one worker, so that what its tests share is made once; one thread each, or they wait for each other's.
 test: venv

@@ -4,7 +4,6 @@ A unit is done when its sidecar is published with the unit's fingerprint; everyt
 that was killed anywhere is continued by the same command.
 """
 
-import fcntl
 import os
 import time
 from collections import deque
@@ -21,6 +20,7 @@ import ray
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import Unavailable, UserError
+from uniaudio.lock import only_writer
 from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards
 from uniaudio.tokenize_farm.manifest import read_manifest
@@ -52,12 +52,6 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
     versions = tokenizer_versions(make_tokenizers(config)) | Simulator(config).versions()
     units = plan_units(read_manifest(config.manifest), config, versions)
     output_dir, part = Path(config.output_dir), Part.of(config)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            "output_dir cannot be made", seen=error, remedy="give another output_dir, or correct the folder's rights"
-        ) from error
     with _only_driver_of(output_dir, part):
         todo = part.own(_missing_units(units, output_dir, replace=replace))
         before = read_farm_file(output_dir, part.farm_file)
@@ -128,14 +122,12 @@ def _only_driver_of(output_dir: Path, part: Part = WHOLE) -> Iterator[None]:
 
     Parts share the folder: each locks its own file, and nobody cleans up, as a temporary file may be another part's.
     """
-    with (output_dir / ".farm.lock").open("w") as handle, (output_dir / part.lock_file).open("w") as own:
-        try:
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(handle, (fcntl.LOCK_EX if part.count == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "wait for it, or give another output_dir"
-            raise UserError("another farm is writing into this folder", seen=output_dir, remedy=remedy) from error
-        for left_over in output_dir.glob(".*.tmp") if part.count == 1 else []:
+    alone = part.count == 1
+    with (
+        only_writer(output_dir, what="farm", key="output_dir", name=part.lock_file, patience=1.0),
+        only_writer(output_dir, what="farm", key="output_dir", name=".farm.lock", shared=not alone, patience=1.0),
+    ):
+        for left_over in output_dir.glob(".*.tmp") if alone else []:
             left_over.unlink(missing_ok=True)
         yield
 
@@ -257,6 +249,7 @@ class _Run:
         self.work.add(result.sidecar, result.seconds_by_step)
         if self.work.units % 16 == 0:
             self.tracker.log(self.work.units, {"times_real_time": self.work.audio_seconds / max(self.work.seconds, 1e-9)})
+            self.tracker.flush()
         return True
 
     def _count_death(self, unit: WorkUnit, why: str) -> None:

@@ -1,6 +1,7 @@
 """`uniaudio demo`: recordings -> farm -> training -> audio, by the same commands a user would type, and one table at the end.
 
-Owns the order of the commands and the table; every step is a command line of its own, so whatever the demo does can be repeated by hand.
+Owns the order of the commands; every step is a command line of its own, so whatever the demo does can be repeated by hand. The table:
+`demo_report`. What is asked of the model: `demo_requests`.
 """
 
 import json
@@ -12,10 +13,16 @@ from time import perf_counter
 from typing import Any
 
 import click
+import yaml
 from rich.console import Console
-from rich.table import Table
 
+from uniaudio.atomic import publish_bytes
+from uniaudio.demo_report import demo_table
+from uniaudio.demo_requests import Request, choose_requests, choose_tasks, wav_level
 from uniaudio.errors import UserError
+
+SILENT_DB = -50.0  # RMS below full scale: nothing that one would hear
+DRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,9 @@ class Folders:
     "--out", default="work/demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything the demo makes."
 )
 @click.option(
-    "--audio-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Your own recordings instead of the demo corpus."
+    "--audio-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Your own recordings instead of the demo corpus.",
 )
 @click.argument("overrides", nargs=-1)
 def demo(out: Path, audio_dir: Path | None, overrides: tuple[str, ...]) -> None:
@@ -55,27 +64,47 @@ def demo(out: Path, audio_dir: Path | None, overrides: tuple[str, ...]) -> None:
     Example: uniaudio demo --out work/demo train.steps=100
     """
     folders = Folders(out)
-    console = Console(stderr=True)
+    _same_recordings(out, audio_dir)
     seconds: dict[str, float] = {}
-    for name, words in _commands(folders, audio_dir, overrides):
-        console.rule(f"[bold]{name}")
-        started = perf_counter()
-        _run(words)
-        seconds[name] = perf_counter() - started
-    console.rule("[bold]generate")
+    source = [] if audio_dir is None else ["--audio-dir", str(audio_dir)]
+    _step("corpus", seconds, ["corpus", "demo", "--out", str(folders.corpus), *source])
+    tasks = f"data.tasks=[{', '.join(choose_tasks(_rows(folders)))}]"
+    _step("tokenize", seconds, ["tokenize", "demo", f"manifest={folders.corpus / 'manifest.jsonl'}", f"output_dir={folders.shards}"])
+    where = [f"data.shards={folders.shards}", f"train.output_dir={folders.run}"]
+    _step("train", seconds, ["train", "demo_cpu", *where, tasks, *overrides])
+    _rule("generate")
     started = perf_counter()
-    wavs = [*_decode_recording(folders), *(_generate(folders, request) for request in _requests(folders))]
+    trained = yaml.safe_load((folders.run / "config.yaml").read_text(encoding="utf-8"))["data"]["tasks"]
+    requests = choose_requests(_rows(folders), trained, folders.corpus)
+    audio = [*_decode_recording(folders), *(_generate(folders, request) for request in requests)]
     seconds["generate"] = perf_counter() - started
-    Console().print(_table(folders, seconds, wavs))
+    Console().print(demo_table(folders.root, seconds, audio))
 
 
-def _commands(folders: Folders, audio_dir: Path | None, overrides: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    corpus = ["corpus", "demo", "--out", str(folders.corpus)]
-    if audio_dir is not None:
-        corpus += ["--audio-dir", str(audio_dir)]
-    tokenize = ["tokenize", "demo", f"manifest={folders.corpus / 'manifest.jsonl'}", f"output_dir={folders.shards}"]
-    train = ["train", "demo_cpu", f"data.shards={folders.shards}", f"train.output_dir={folders.run}", *overrides]
-    return [("corpus", corpus), ("tokenize", tokenize), ("train", train)]
+def _same_recordings(root: Path, audio_dir: Path | None) -> None:
+    """One folder holds the demo of one source: shards and checkpoints of others must not be mixed in. UserError for another source."""
+    record, source = root / "demo.json", str(audio_dir or "the demo corpus")
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))["recordings"]
+        if before != source:
+            raise UserError(
+                f"{root} holds a demo of other recordings",
+                seen=source,
+                allowed=before,
+                remedy="another folder (uniaudio demo --out DIR, or make demo OUT=DIR), or remove this one",
+            )
+    publish_bytes(record, json.dumps({"recordings": source}).encode())
+
+
+def _rule(name: str) -> None:
+    Console(stderr=True).rule(f"[bold]{name}")
+
+
+def _step(name: str, seconds: dict[str, float], words: list[str]) -> None:
+    _rule(name)
+    started = perf_counter()
+    _run(words)
+    seconds[name] = perf_counter() - started
 
 
 def _run(words: list[str]) -> None:
@@ -93,78 +122,24 @@ def _rows(folders: Folders) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def _requests(folders: Folders) -> list[tuple[str, list[str]]]:
-    """(name, options of `generate`): a held-out sentence by its own speaker, and a described sound, where the corpus has them."""
-    rows = _rows(folders)
-    requests = []
-    spoken = [row for row in rows if row.get("kind", "speech") == "speech" and row.get("text") and len(row["text"]) > 20]
-    if len(spoken) >= 2:
-        first, other = spoken[0], next((row for row in spoken[1:] if row.get("speaker") == spoken[0].get("speaker")), spoken[1])
-        prompt = folders.corpus / other["audio_filepath"]
-        words = ["--task", "tts", "--text", first["text"], "--language", first.get("language") or "en", "--prompt", str(prompt)]
-        requests.append(("speech", [*words, "--min-seconds", "2"]))
-    described = [row["caption"] for row in rows if row.get("kind") == "sound" and row.get("caption")]
-    if described:
-        requests.append(("sound", ["--task", "sound", "--text", described[0], "--min-seconds", "2", "--max-seconds", "4"]))
-    return requests
-
-
-def _decode_recording(folders: Folders) -> list[str]:
+def _decode_recording(folders: Folders) -> list[tuple[str, str]]:
     """A held-out recording as its codes give it back: the best that any model of these codes can sound like."""
     clip = next((row["id"] for row in _rows(folders) if row.get("split") == "valid" and row.get("kind", "speech") == "speech"), None)
     if clip is None:
         return []
     _run(["shards", "show", str(folders.shards), "--clip", clip, "--out", str(folders.audio / "recording")])
-    return [str(path) for path in sorted((folders.audio / "recording").rglob("*.wav"))]
+    wavs = sorted((folders.audio / "recording").rglob("*.wav"))
+    return [("held-out recording, from its codes", f"{wav}, {wav_level(wav):.0f} dB") for wav in wavs]
 
 
-def _generate(folders: Folders, request: tuple[str, list[str]]) -> str:
-    name, words = request
-    wav = folders.audio / f"{name}.wav"
-    _run(["generate", "--checkpoint", str(folders.run), *words, "--out", str(wav)])
-    return str(wav)
-
-
-def _table(folders: Folders, seconds: dict[str, float], wavs: list[str]) -> Table:
-    """Clips by class, drops by reason, farm speed, losses beside the unigram entropy, wavs, the MLflow command."""
-    table = Table("what", "result", title="uniaudio demo", title_justify="left")
-    for what, result in [*_farm_lines(folders), *_training_lines(folders)]:
-        table.add_row(what, result)
-    for wav in wavs:
-        table.add_row("audio to hear", wav)
-    table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    table.add_row("MLflow", f"mlflow ui --backend-store-uri sqlite:///{(folders.root / 'mlflow.db').resolve()}")
-    return table
-
-
-def _farm_lines(folders: Folders) -> list[tuple[str, str]]:
-    farm = json.loads((folders.shards / "farm.json").read_text(encoding="utf-8"))
-    totals, work = farm["totals"], farm["last_work"]
-    classes = [
-        f"{kind} {totals['clips_by_kind'][kind]} clips, {seconds / 60:.1f} min"
-        for kind, seconds in sorted(totals["seconds_by_kind"].items())
-    ]
-    drops = [f"{reason} {count}" for reason, count in totals["dropped_by_reason"].items()]
-    return [
-        ("clips", "; ".join(classes)),
-        ("dropped clips", ", ".join(drops) or "none"),
-        ("farm", f"{work['times_real_time']:.1f} x real time, {work['workers']} workers"),
-    ]
-
-
-def _training_lines(folders: Folders) -> list[tuple[str, str]]:
-    lines = [json.loads(line) for line in (folders.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    trained = next(line for line in reversed(lines) if "unigram" in line)
-    held_out = next((line for line in reversed(lines) if "valid/loss" in line), None)
-    rows = [
-        (
-            "training loss",
-            f"{trained['loss']:.3f} nats a code after {trained['step']} steps (unigram entropy of the same codes {trained['unigram']:.3f})",
-        ),
-        ("training speed", f"{trained['frames_per_second']:.0f} frames/s"),
-    ]
-    if held_out is not None:
-        loss, unigram = held_out["valid/loss"], held_out["valid/unigram"]
-        verdict = "below it" if loss < unigram else "NOT below it"
-        rows.insert(1, ("held-out loss", f"{loss:.3f} nats a code (unigram entropy of the same codes {unigram:.3f}: {verdict})"))
-    return rows
+def _generate(folders: Folders, request: Request) -> tuple[str, str]:
+    """Asks the model; what comes out silent is drawn again with the next seed."""
+    wav = folders.audio / f"{request.name}.wav"
+    for seed in range(DRAWS):
+        _run(["generate", "--checkpoint", str(folders.run), *request.options, "--seed", str(seed), "--out", str(wav)])
+        level = wav_level(wav)
+        if level >= SILENT_DB:
+            break
+        click.echo(f"{wav} is silent ({level:.0f} dB); drawn again with another seed", err=True)
+    silent = ", silent: the model has not learned enough" if level < SILENT_DB else ""
+    return f"generated {request.name} ({request.origin})", f"{wav}, {level:.0f} dB{silent}"

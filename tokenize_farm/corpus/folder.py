@@ -1,7 +1,8 @@
 """A manifest of the user's own recordings: every audio file below a folder.
 
-What names say: a top folder called speech, sound, music or singing gives the kind; the folder a file lies in gives its speaker; a `.txt`
-file of the same name gives the words (speech, singing) or the description (sound, music; otherwise made from the file's name).
+What names say: a top folder called speech, sound, music or singing gives the kind; the folder a file lies in gives its speaker (files
+in no folder of their own are taken for one speaker's, named after the whole folder); a `.txt` file of the same name gives the words
+(speech, singing) or the description (sound, music; otherwise made from the file's name).
 """
 
 from pathlib import Path
@@ -52,7 +53,7 @@ def _recording(folder: Path, path: Path, kind: str, language: str | None, licenc
         kind=kind,
         text=text if spoken else None,
         caption=None if spoken else text or readable(path.name) or None,
-        speaker="/".join(parents) or None if spoken else None,
+        speaker=("/".join(parents) or folder.name) if spoken else None,
         language=language if spoken else None,
         licence=licence,
     )

@@ -28,6 +28,9 @@ class FakeTracker:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def finish(self, status: str, artifacts: dict[str, str]) -> None:
         self.status = status
 

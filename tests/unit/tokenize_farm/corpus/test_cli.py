@@ -119,7 +119,7 @@ def test_manifest_of_a_folder_reads_kinds_speakers_and_texts(tmp_path: Path) -> 
     assert (speech.kind, speech.speaker, speech.text, speech.language, speech.licence) == ("speech", "anna", "hello there", "en", "CC0-1.0")
     assert (rows["slow_song.wav"].kind, rows["slow_song.wav"].caption, rows["slow_song.wav"].language) == ("music", "slow song", None)
     assert rows["rain.wav"].caption == "rain on a roof"
-    assert (rows["b.wav"].speaker, rows["b.wav"].text) == (None, None)
+    assert (rows["b.wav"].speaker, rows["b.wav"].text) == ("own", None)
 
 
 def test_manifest_of_nothing_is_one_line(tmp_path: Path) -> None:

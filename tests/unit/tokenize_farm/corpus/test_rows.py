@@ -126,6 +126,16 @@ def test_a_choice_without_held_out_rows_holds_one_recording_out_whole() -> None:
     assert all(row.custom == {"held_out": "recording"} for row in chosen if row.split == "valid")
 
 
+def test_of_speech_two_recordings_of_one_speaker_are_held_out() -> None:
+    """Each is the other's prompt; one alone could not be evaluated on."""
+    rows = [row.model_copy(update={"speaker": "b" if number else "a"}) for number, row in enumerate(many(6))]
+    for first in ("train", "valid"):
+        chosen = choose([row.model_copy(update={"split": first if number == 1 else "train"}) for number, row in enumerate(rows)], 5.0)
+        held_out = [row.speaker for row in chosen if row.split == "valid"]
+        assert held_out.count("b") >= 2 and "a" not in held_out
+    assert [row.split for row in choose(rows[:4], 5.0)].count("valid") == 1, "three recordings of a speaker are too few for a pair"
+
+
 def test_one_recording_alone_is_trained_on() -> None:
     assert [row.split for row in choose(many(1), 1.0)] == ["train"]
 

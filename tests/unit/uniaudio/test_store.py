@@ -1,0 +1,91 @@
+"""The MLflow store: runs that live on through restarts, and a store that fails without ending the work."""
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from uniaudio import store
+from uniaudio.errors import Unavailable, UserError
+from uniaudio.store import StoredRun, tracking_uri
+
+
+def open_run(output_dir: Path, run_id: str | None = None, **params: str) -> StoredRun:
+    return StoredRun(output_dir, experiment="tests", run_id=run_id, params=params, config="a: 1\n", tags={"git_commit": "abc"})
+
+
+@pytest.fixture(autouse=True)
+def local_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one store serves several tests: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("store")
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """What a full disk is to a file that must grow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_resumed_run_continues_and_keeps_everything(folder: Path) -> None:
+    first = open_run(folder / "run", steps="400")
+    first.log(1, {"loss": 2.5})
+    first.finish("KILLED")
+    second = open_run(folder / "run", first.run_id, steps="999", seed="1")
+    assert second.run_id == first.run_id
+    for step in range(2, 1500):
+        second.log(step, {"loss": 1.0})  # more than one batch
+    second.finish("FINISHED", {"farm.json": "{}"})
+    stored = second._client.get_run(first.run_id)
+    assert stored.info.status == "FINISHED" and stored.data.tags["git_commit"] == "abc"
+    assert stored.data.params == {"steps": "400", "seed": "1"}, "a parameter is that of the first start"
+    assert [metric.step for metric in second._client.get_metric_history(first.run_id, "loss")] == list(range(1, 1500))
+    assert {artifact.path for artifact in second._client.list_artifacts(first.run_id)} == {"config.yaml", "farm.json"}
+    assert (folder / "mlflow.db").is_file()
+    lost = open_run(folder / "run", "0" * 32)
+    assert lost.run_id != first.run_id
+    assert lost._client.get_run(lost.run_id).data.tags["resumed_from"] == "0" * 32
+
+
+def test_a_disk_that_fills_up_is_a_warning_and_the_metrics_are_sent_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(store.logger, "warning", lambda form, *values: said.append(form % values))
+    run = open_run(folder / "run")
+    run.log(1, {f"metric{number}": 1.0 for number in range(800)})
+    with no_file_longer_than((folder / "mlflow.db").stat().st_size):
+        run.flush()
+        assert "does not answer" in said[0] and "going on without it for 30 s" in said[0]
+        run.flush()
+        assert len(said) == 1, "it is not asked again at once"
+        run.finish("FINISHED")
+    assert "800 metrics were not sent" in said[-1]
+    run.finish("FINISHED")
+    assert len(run._client.get_run(run.run_id).data.metrics) == 800
+
+
+def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
+    with no_file_longer_than(20_000), pytest.raises(UserError, match=r"the MLflow store cannot be used .*mlflow\.db.*MLFLOW_TRACKING_URI"):
+        open_run(tmp_path / "run")
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracking_uri(tmp_path / "run") == address
+    with pytest.raises(Unavailable, match=rf"the MLflow store cannot be used .*seen: {address}"):
+        open_run(tmp_path / "run")

@@ -1,0 +1,167 @@
+"""MLflow: one run for the whole life of a training or a farm, through every restart. The only module that imports mlflow.
+
+Owns where the store lies (MLFLOW_TRACKING_URI, else a sqlite file beside the folder that is written), continuing a run by its id, and
+what happens when the store fails: at the start one clear error; later a warning, and the work goes on. What could not be sent is kept
+(the newest KEPT metrics) and sent when the store is back.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from uniaudio.errors import Unavailable, UserError
+from uniaudio.log import get_logger
+
+BATCH = 900  # metrics of one log_batch call; the server refuses more than 1000 entities
+PARAMS = 100  # parameters of one call
+KEPT = 100_000  # metrics kept while the store is away
+WAIT_SECONDS = 30.0  # before a store that failed is tried again; doubled each time
+logger = get_logger("store")
+
+
+def tracking_uri(output_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI, or the sqlite file beside `output_dir`: a farm and its training lie in the same one."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir.resolve().parent / 'mlflow.db'}"
+
+
+class StoredRun:
+    """One MLflow run. `run_id` continues that run where the store has it; otherwise a new one is made."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        experiment: str,
+        run_id: str | None,
+        params: Mapping[str, str],
+        config: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Opens or makes the run, named after `output_dir`, and logs `params`, `tags` and the resolved config as the artifact config.yaml.
+
+        Raises:
+            UserError: the store cannot be written (a full disk).
+            Unavailable: its server does not answer.
+        """
+        self.uri = tracking_uri(output_dir)
+        self._pending: list[Any] = []
+        self._failures, self._retry_at = 0, 0.0
+        mlflow = _import_mlflow()
+        self._entities, self._faults = mlflow.entities, _faults(mlflow)
+        try:
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            self.run_id = self._continue(mlflow, run_id) or self._create(experiment, output_dir, resumed_from=run_id)
+            self._log_settings(params, tags or {}, config)
+        except self._faults as error:
+            kind = UserError if self.uri.startswith("sqlite:") else Unavailable
+            raise kind(
+                "the MLflow store cannot be used",
+                seen=f"{self.uri}: {_one_line(error)}",
+                remedy="free space or correct its address; MLFLOW_TRACKING_URI=sqlite:////other/place/mlflow.db names another store",
+            ) from error
+        logger.info("MLflow run %s of experiment %s in %s", self.run_id, experiment, self.uri)
+
+    def _continue(self, mlflow: Any, run_id: str | None) -> str | None:
+        if run_id is None:
+            return None
+        try:
+            self._client.get_run(run_id)
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning("the MLflow run %s is not in %s; a new run is made", run_id, self.uri)
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _create(self, experiment: str, output_dir: Path, *, resumed_from: str | None) -> str:
+        known = self._client.get_experiment_by_name(experiment)
+        if known is None:
+            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (output_dir.resolve().parent / "mlartifacts").as_uri()
+            experiment_id = self._client.create_experiment(experiment, artifact_location=where)
+        else:
+            experiment_id = known.experiment_id
+        tags = {"resumed_from": resumed_from} if resumed_from else {}
+        return self._client.create_run(experiment_id, run_name=output_dir.resolve().name, tags=tags).info.run_id
+
+    def _log_settings(self, params: Mapping[str, str], tags: Mapping[str, str], config: str) -> None:
+        """Parameters cannot change once logged, so a resume under another config keeps the first ones; the artifact has the newest."""
+        known = self._client.get_run(self.run_id).data.params
+        fresh = [self._entities.Param(key, value[:500]) for key, value in params.items() if key not in known]
+        for start in range(0, len(fresh), PARAMS):
+            self._client.log_batch(self.run_id, params=fresh[start : start + PARAMS])
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+        self._client.log_text(self.run_id, config, "config.yaml")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keeps the metrics of a step for the next `flush`."""
+        now = int(time.time() * 1000)
+        self._pending += [self._entities.Metric(key, float(value), now, step) for key, value in metrics.items()]
+        del self._pending[:-KEPT]
+
+    def flush(self) -> None:
+        """Sends what is kept; while the store is away, only now and then."""
+        if self._pending and time.monotonic() >= self._retry_at:
+            self._try(self._send)
+
+    def _send(self) -> None:
+        while self._pending:
+            self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
+            del self._pending[:BATCH]
+
+    def finish(self, status: str, artifacts: Mapping[str, str] | None = None) -> None:
+        """Sends what is kept, stores texts by file name, and closes the run: FINISHED, FAILED or KILLED (it goes on later)."""
+
+        def close() -> None:
+            self._send()
+            for name, text in (artifacts or {}).items():
+                self._client.log_text(self.run_id, text, name)
+            self._client.set_terminated(self.run_id, status=status)
+
+        if not self._try(close):
+            logger.warning("MLflow run %s was left as it is: %d metrics were not sent", self.run_id, len(self._pending))
+
+    def _try(self, action: Callable[[], None]) -> bool:
+        """Runs `action`; a fault of the store is told, and ends nothing."""
+        try:
+            action()
+        except self._faults as error:
+            wait = WAIT_SECONDS * 2 ** min(self._failures, 6)
+            self._failures, self._retry_at = self._failures + 1, time.monotonic() + wait
+            logger.warning("MLflow in %s does not answer (%s); going on without it for %.0f s", self.uri, _one_line(error), wait)
+            return False
+        self._failures = 0
+        return True
+
+
+def _faults(mlflow: Any) -> tuple[type[Exception], ...]:
+    """What a store that is full, locked or away raises: errors of MLflow, SQLAlchemy and alembic, and OSError (those of requests too)."""
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (mlflow.exceptions.MlflowException, SQLAlchemyError, CommandError, OSError)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's first line, without the statement and the background that SQLAlchemy puts behind it."""
+    return " ".join(str(error).split("\n")[0].split())[:200]
+
+
+def _import_mlflow() -> Any:
+    """mlflow without telemetry, without the log of its database migrations, and with a server's patience of seconds, not minutes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    return mlflow
