@@ -19,7 +19,8 @@ class TrainConfig(Section):
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
     evaluate_batches: int = Field(8, ge=1, description="micro-batches of held-out clips of one evaluation")
     save_every: int = Field(1000, ge=1)
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(3, ge=1, description="the newest stay")
+    keep_every: int = Field(0, ge=0, description="checkpoints of a multiple of so many steps stay for good; 0: none")
     resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
     init_from: str | None = Field(None, description="checkpoint folder whose weights to start from (fine-tuning)")
     experiment: str = "uniaudio"

@@ -1,26 +1,25 @@
-"""Saving and restoring a training by canonical parameter names, under any layout, without pickle.
+"""A training on disk by canonical parameter names: its form, and reading it under any layout, without pickle.
 
-    OUT/checkpoints/step-00000100/manifest.json                  config, vocabulary, position, parameters, sha256 of every file
-                                  weights-pp00-tp00.safetensors   one a (pipeline, tensor) rank; NAME -> its cut, without padding rows
-                                  optimizer-pp00-tp00.safetensors NAME.exp_avg, NAME.exp_avg_sq, NAME.master (bf16 training: fp32 weights)
-                                  rng-00000.safetensors           one a rank
+    OUT/checkpoints/step-00000100/manifest.json                      config, vocabulary, position, parameters, sha256 of every file
+                                  weights-pp00-tp00-000.safetensors   some parameters of a (pipeline, tensor) rank; NAME -> its cut, without
+                                                                      padding rows
+                                  optimizer-pp00-tp00-000.safetensors NAME.exp_avg, NAME.exp_avg_sq, NAME.master (bf16: fp32 weights)
+                                  rng-00000.safetensors               one a rank
 
-A checkpoint is published by renaming its folder after every rank has written, so one without a manifest does not exist. The learning
-rate and the position in the data are functions of the step, so the step is all that they need.
+`pretrain.checkpoint_writer` writes them. The learning rate and the position in the data are functions of the step, so the step is all that
+they need.
 """
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from uniaudio.atomic import fsync_directory, publish_bytes
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
@@ -28,7 +27,7 @@ from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.engine import MOMENTS, Engine, Slot, make_slot
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
-from uniaudio.pretrain.tensor_file import TensorFiles, TensorFileWriter, file_digest
+from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -56,132 +55,6 @@ def published(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}"))
 
 
-# ---- saving ----
-
-
-def save(root: Path, step: int, engine: Engine, identity: Identity, *, next_row: int, keep: int) -> Path:
-    """Writes and publishes the checkpoint of `step`, then removes all but the `keep` newest; a collective call.
-
-    `next_row`: where the data goes on.
-
-    Raises:
-        UserError: on every rank, where one could not write (a full disk, say); earlier checkpoints are left whole.
-    """
-    final = folder_of(root, step)
-    temporary = root / f".{final.name}.tmp"
-    prepared = _on_rank_zero(engine, lambda: _fresh(temporary))
-    reports = engine.gather(prepared or _write_rank(temporary, engine))
-    faults = [report for report in reports if isinstance(report, str)]
-    fault = (
-        faults[0]
-        if faults
-        else _on_rank_zero(engine, lambda: _publish(temporary, final, {"step": step, "row": next_row}, identity, reports))
-    )
-    if fault:
-        _on_rank_zero(engine, lambda: shutil.rmtree(temporary, ignore_errors=True))
-        left = published(root)
-        raise UserError(
-            f"cannot write the checkpoint of step {step} to {root}",
-            seen=fault,
-            remedy=f"make room, then start again: it resumes from {left[-1].name if left else 'the beginning'}",
-        )
-    _on_rank_zero(engine, lambda: _prune(root, keep))
-    return final
-
-
-def _fresh(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
-
-def _on_rank_zero(engine: Engine, action: Callable[[], None]) -> str | None:
-    """Runs `action` on rank 0 while the others wait; its OSError as text on every rank, None where it went well."""
-    fault = None
-    if engine.layout.rank == 0:
-        try:
-            action()
-        except OSError as error:
-            fault = str(error)
-    return next((text for text in engine.gather(fault) if text), None)
-
-
-def _entries(engine: Engine, slot: Slot) -> tuple[tuple[int, ...], dict[str, torch.dtype]]:
-    """Shape of this rank's cut without padding, and the dtype of each of its tensors."""
-    shape = list(slot.shape)
-    if slot.partition_dim is not None:
-        shape[slot.partition_dim] = slot.valid
-    dtypes = {"weight": engine.dtype, **dict.fromkeys(MOMENTS, torch.float32)}
-    if engine.dtype != torch.float32:
-        dtypes["master"] = torch.float32
-    return tuple(shape), dtypes
-
-
-def _write_rank(folder: Path, engine: Engine) -> dict[str, Any] | str:
-    """This rank's files; what the manifest says of them, or the fault as text.
-
-    Reading the state is collective over the data-parallel ranks, so after a fault it goes on without writing.
-    """
-    layout, tag = engine.layout, f"pp{engine.layout.pipeline_rank:02d}-tp{engine.layout.tensor.rank:02d}"
-    report: dict[str, Any] = {"files": {}, "parameters": {}}
-    fault: str | None = None
-    engine.link_state()
-    with ExitStack() as stack:
-        writers: dict[str, TensorFileWriter] = {}
-        try:
-            _write_rng(folder / f"rng-{layout.rank:05d}.safetensors", engine, report["files"])
-            if layout.data_parallel_rank == 0:
-                writers = {kind: stack.enter_context(writer) for kind, writer in _open_writers(folder, tag, engine).items()}
-        except OSError as error:
-            fault = str(error)
-        for slot in engine.slots:
-            tensors = engine.read_state(slot)
-            if fault or not writers:
-                continue
-            try:
-                for key in _entries(engine, slot)[1]:
-                    kind, name = ("weights", slot.name) if key == "weight" else ("optimizer", f"{slot.name}.{key}")
-                    writers[kind].write(name, tensors[key])
-            except OSError as error:
-                fault = str(error)
-                stack.pop_all()  # half-written files, to be removed: nothing to complete
-        try:
-            stack.close()
-        except OSError as error:
-            fault = fault or str(error)
-    if fault:
-        return f"rank {layout.rank}: {fault}"
-    for kind, writer in writers.items():
-        report["files"][f"{kind}-{tag}.safetensors"] = {"sha256": writer.digest, "bytes": writer.size}
-    if writers:
-        report["parameters"] = {slot.name: _describe(slot, tag) for slot in engine.slots}
-    return report
-
-
-def _open_writers(folder: Path, tag: str, engine: Engine) -> dict[str, TensorFileWriter]:
-    weights, optimizer = [], []
-    for slot in engine.slots:
-        shape, dtypes = _entries(engine, slot)
-        weights.append((slot.name, dtypes.pop("weight"), shape))
-        optimizer += [(f"{slot.name}.{key}", dtype, shape) for key, dtype in dtypes.items()]
-    named = {"weights": weights, "optimizer": optimizer}
-    return {kind: TensorFileWriter(folder / f"{kind}-{tag}.safetensors", entries) for kind, entries in named.items()}
-
-
-def _write_rng(path: Path, engine: Engine, files: dict[str, Any]) -> None:
-    states = {"cpu": torch.get_rng_state()}
-    if engine.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(engine.device)
-    with TensorFileWriter(path, [(name, state.dtype, tuple(state.shape)) for name, state in states.items()]) as writer:
-        for name, state in states.items():
-            writer.write(name, state)
-    files[path.name] = {"sha256": writer.digest, "bytes": writer.size}
-
-
-def _describe(slot: Slot, tag: str) -> dict[str, Any]:
-    part = {"tag": tag, "start": slot.start, "stop": slot.start + slot.valid}
-    return {"shape": list(slot.shape), "dim": slot.partition_dim, "parts": [part]}
-
-
 def make_manifest(identity: Identity, position: dict[str, int], files: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     """What `manifest.json` says; position: `step`, and for a training `row`."""
     return {
@@ -202,27 +75,6 @@ def make_manifest(identity: Identity, position: dict[str, int], files: dict[str,
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:
     """`manifest.json` as it is written."""
     return json.dumps(manifest, indent=1).encode()
-
-
-def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
-    files: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
-    for report in reports:
-        files |= report["files"]
-        for name, entry in report["parameters"].items():
-            parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
-    manifest = make_manifest(identity, position, files, parameters)
-    publish_bytes(temporary / MANIFEST, manifest_bytes(manifest))
-    if final.exists():  # a damaged one that a resume went behind
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    fsync_directory(final.parent)
-
-
-def _prune(root: Path, keep: int) -> None:
-    for path in published(root)[:-keep]:
-        (path / MANIFEST).unlink()  # first: a half-removed folder is no checkpoint
-        shutil.rmtree(path)
 
 
 # ---- restoring ----
@@ -256,16 +108,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, manifest: dict[str, Any], *, share: int = 0, shares: int = 1, prefix: str = "") -> None:
-    """Compares size and sha256 of every `shares`-th file; DamagedCheckpoint names the first that differs."""
-    for name, entry in sorted(manifest["files"].items())[share::shares]:
-        if not name.startswith(prefix):
-            continue
+    """Compares size and sha256 of every `shares`-th file, several at once; DamagedCheckpoint names the first that differs."""
+
+    def check(named: tuple[str, dict[str, Any]]) -> None:
+        name, entry = named
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != entry["bytes"]:
             raise DamagedCheckpoint(f"{name}: {'missing' if size is None else f'{size} bytes'}, expected {entry['bytes']} bytes")
         if (digest := file_digest(file)) != entry["sha256"]:
             raise DamagedCheckpoint(f"{name}: sha256 {digest[:12]}, expected {entry['sha256'][:12]}")
+
+    chosen = [named for named in sorted(manifest["files"].items())[share::shares] if named[0].startswith(prefix)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(check, chosen))
 
 
 def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | None:

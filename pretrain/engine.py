@@ -98,6 +98,7 @@ class Engine:
         deepspeed = _import_deepspeed(self.device)
         _init_process_group(self.device)
         self.control_group = dist.new_group(backend="gloo")  # what the host must know: no wait for the device
+        self.background_group = dist.new_group(backend="gloo")  # for the thread that writes checkpoints
         deepspeed.init_distributed(dist.get_backend(), dist_init_required=False)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule and its grid print their layers
@@ -241,11 +242,11 @@ class Engine:
 
     # ---- agreement between ranks ----
 
-    def any_rank(self, flag: bool) -> bool:
-        """True on all ranks where it is on one."""
-        value = torch.tensor([int(flag)])
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control_group)
-        return bool(value.item())
+    def greatest(self, value: int) -> int:
+        """The greatest of all ranks' values, on all of them."""
+        greatest = torch.tensor([value])
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.control_group)
+        return int(greatest.item())
 
     def sum_over_data(self, counts: torch.Tensor) -> torch.Tensor:
         """Sum over the data-parallel ranks of a CPU tensor of integers that is equal on all ranks of each."""
@@ -254,10 +255,10 @@ class Engine:
         dist.all_reduce(total, group=self.control_group)
         return total // share
 
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, by rank; small Python objects."""
+    def gather(self, value: Any, *, background: bool = False) -> list[Any]:
+        """`value` of every rank, by rank; small Python objects. `background`: the call is of a thread beside the training."""
         values: list[Any] = [None] * self.layout.world_size
-        dist.all_gather_object(values, value, group=self.control_group)
+        dist.all_gather_object(values, value, group=self.background_group if background else self.control_group)
         return values
 
     # ---- state by name ----

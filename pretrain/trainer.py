@@ -18,8 +18,9 @@ import torch
 
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
-from uniaudio.pretrain import checkpoint, launch
+from uniaudio.pretrain import launch
 from uniaudio.pretrain.checkpoint import Identity
+from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.loader import Loader
 from uniaudio.pretrain.engine import Engine, StepStatistics
@@ -30,6 +31,7 @@ from uniaudio.pretrain.tracking import Tracker
 
 PREEMPTED = launch.SAVED
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
 logger = get_logger("trainer")
 
 
@@ -68,7 +70,9 @@ class Trainer:
     def __init__(self, engine: Engine, identity: Identity, *, train: Loader, valid: Loader | None, outputs: Outputs, start: int) -> None:
         self.engine, self.identity, self.outputs = engine, identity, outputs
         self.run, self.train, self.valid = identity.run, train, valid
-        self.root = Path(self.run.train.output_dir) / "checkpoints"
+        settings = self.run.train
+        root = Path(settings.output_dir) / "checkpoints"
+        self._writer = CheckpointWriter(root, engine, identity, keep=settings.keep_checkpoints, keep_every=settings.keep_every)
         self.step, self._saved = start, start
         self._pending: list[tuple[int, StepStatistics, float]] = []
         self._codes: torch.Tensor | None = None
@@ -85,7 +89,10 @@ class Trainer:
             ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
             upcoming = self._load(ahead)
             while self.step < settings.steps:
-                if self.engine.any_rank(bool(came)):
+                asked = self.engine.greatest(FAULT if self._writer.failed else STOP if came else 0)
+                if asked == FAULT:
+                    self._writer.wait()  # raises
+                if asked == STOP:
                     return self._leave()
                 batches = upcoming()
                 self.step += 1
@@ -102,6 +109,8 @@ class Trainer:
                     self._save()
                 if save or evaluate:
                     self._speed.skip()
+            self._writer.wait()
+            self._writer.close()
         return 0
 
     def _load(self, ahead: ThreadPoolExecutor | None) -> Callable[[], list[Batch]]:
@@ -184,15 +193,14 @@ class Trainer:
         logger.info("step %d  held-out loss %.4f (unigram %.4f)", self.step, metrics["valid/loss"], metrics["valid/unigram"])
 
     def _save(self) -> None:
-        next_row = self.train.first_row(self.step)
-        path = checkpoint.save(self.root, self.step, self.engine, self.identity, next_row=next_row, keep=self.run.train.keep_checkpoints)
+        self._writer.save(self.step, next_row=self.train.first_row(self.step))
         self._saved = self.step
-        logger.info("checkpoint %s", path)
 
     def _leave(self) -> int:
         """A signal has come to some rank: save what is not saved yet."""
         self._flush()
         if self.step > self._saved:
             self._save()
+        self._writer.wait()
         logger.warning("asked to stop: step %d is saved; the same command goes on from there (exit code %d)", self.step, PREEMPTED)
         return PREEMPTED

@@ -13,6 +13,7 @@ from ranks import run_ranks
 
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import find, load_model, published
 
 FIVE_AFTER_THREE: dict[str, dict[str, Any]] = {
@@ -83,12 +84,14 @@ def test_checkpoint_is_readable_without_us(saved: Callable[[str], tuple[Path, li
 
     folder, _ = saved("tensor 2")
     path = find(folder)
-    names = {file.name for file in path.iterdir()}
-    assert names == {"manifest.json", "rng-00000.safetensors", "rng-00001.safetensors"} | {
-        f"{kind}-pp00-tp0{rank}.safetensors" for kind in ("weights", "optimizer") for rank in (0, 1)
-    }
     manifest = json.loads((path / "manifest.json").read_text())
-    cuts = [load_file(path / f"weights-pp00-tp0{rank}.safetensors") for rank in (0, 1)]
+    assert {file.name for file in path.iterdir()} == {"manifest.json", *manifest["files"]}
+    cuts: list[dict[str, torch.Tensor]] = [{}, {}]
+    for rank, cut in enumerate(cuts):
+        files = sorted(path.glob(f"weights-pp00-tp0{rank}-*.safetensors"))
+        assert len(files) > 1, "written side by side"
+        for file in files:
+            cut |= load_file(file)
     for name, entry in manifest["parameters"].items():
         pieces = [cut[name] for cut in cuts]
         joined = pieces[0] if entry["dim"] is None else torch.cat(pieces, dim=entry["dim"])
@@ -132,7 +135,7 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["weights-pp00-tp00.safetensors", "optimizer-pp00-tp00.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["weights-pp00-tp00-000.safetensors", "optimizer-pp00-tp00-000.safetensors", "manifest.json"])
 def test_damaged_newest_falls_back_to_the_one_before(file: str, two_saved: Path) -> None:
     broken = two_saved / "checkpoints" / "step-00000004" / file
     if file == "manifest.json":
@@ -144,7 +147,7 @@ def test_damaged_newest_falls_back_to_the_one_before(file: str, two_saved: Path)
 
 def test_all_damaged_is_an_error_not_a_fresh_start(two_saved: Path) -> None:
     for path in published(two_saved / "checkpoints"):
-        flip_byte(path / "weights-pp00-tp00.safetensors")
+        flip_byte(path / "weights-pp00-tp00-000.safetensors")
     with pytest.raises(AssertionError, match=r"UserError: no whole checkpoint in .*step-00000004.*sha256.*step-00000003"):
         go(two_saved, "again", {}, stop=5, resume=True)
     with pytest.raises(UserError, match="is damaged"):
@@ -177,9 +180,18 @@ def test_full_disk_keeps_the_checkpoint_before(two_saved: Path, options: dict[st
     assert after == before, "earlier checkpoints are untouched and nothing half-written is left"
 
 
-def test_only_the_newest_are_kept(two_saved: Path) -> None:
-    go(two_saved, "more", {}, stop=6, save_at=(5, 6), resume=True)
-    assert [path.name for path in sorted((two_saved / "checkpoints").iterdir())] == ["step-00000005", "step-00000006"]
+def test_the_newest_are_kept_and_every_so_many_steps_one_for_good(two_saved: Path) -> None:
+    (two_saved / "checkpoints" / ".step-00000009.tmp").mkdir()  # of a run that was killed while it wrote
+    run = tiny_run.tiny_run(two_saved)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"keep_every": 3})})
+    run_ranks(1, two_saved / "results", tiny_run.train, config=run.model_dump(mode="json"), stop=6, save_at=(5, 6), resume=True)
+    kept = [path.name for path in sorted((two_saved / "checkpoints").iterdir())]
+    assert kept == ["step-00000003", "step-00000005", "step-00000006"]
+
+
+def test_data_parallel_ranks_write_their_shares(saved: Callable[[str], tuple[Path, list[float]]]) -> None:
+    parts = {part["tag"] for entry in checkpoint.read_manifest(find(saved("data 2")[0]))["parameters"].values() for part in entry["parts"]}
+    assert len(parts) > 1, "of one cut, since there is no tensor or pipeline parallelism"
 
 
 def test_no_checkpoint_says_what_is_allowed(tmp_path: Path) -> None:

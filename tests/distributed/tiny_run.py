@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from uniaudio.configs.run import RunConfig
-from uniaudio.pretrain import checkpoint
+from uniaudio.pretrain import checkpoint, checkpoint_writer
 from uniaudio.pretrain.checkpoint import Identity
+from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.engine import Engine
@@ -109,7 +110,9 @@ def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), r
     run = RunConfig.model_validate(config)
     engine = make_engine(run)
     root = Path(run.train.output_dir) / "checkpoints"
+    checkpoint_writer.LEAST_BYTES = 1 << 18  # so that even this model is cut into several files
     restored = checkpoint.restore(root, engine, identity(run).vocabulary) if resume else None
+    writer = CheckpointWriter(root, engine, identity(run), keep=run.train.keep_checkpoints, keep_every=run.train.keep_every)
     start = restored.step if restored else 0
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -117,6 +120,7 @@ def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), r
     for step in range(start + 1, stop + 1):
         steps.append(step_once(run, engine, step))
         if step in save_at:
-            checkpoint.save(root, step, engine, identity(run), next_row=step * ROWS, keep=run.train.keep_checkpoints)
+            writer.save(step, next_row=step * ROWS)
+    writer.wait()
     held_out = engine.evaluate(rank_batches(run, engine.layout, 999))
     return {"start": start, "steps": steps, "valid": float(held_out.loss_sums_KQ.sum() / held_out.counts_KQ.sum())}
