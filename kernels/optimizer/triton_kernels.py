@@ -12,7 +12,7 @@ import triton.language as tl
 
 from uniaudio.kernels.optimizer.interface import AdamW, Segments
 
-BLOCK = 4096
+BLOCK = 2048
 WARPS = 8
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -24,11 +24,13 @@ def _locate(table, addresses, TYPE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: 
     address = tl.load(addresses + tl.load(entry))
     start, inner, count = tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
     if ALIGNED:  # 16 bytes a thread at a time
-        address = tl.multiple_of(address, 16)
         start = tl.multiple_of(start, 8)
         inner = tl.multiple_of(inner, 8)
+        count = tl.multiple_of(count, 8)
     lane = tl.arange(0, BLOCK)
     gradient = address.to(tl.pointer_type(TYPE)) + inner + lane
+    if ALIGNED:
+        gradient = tl.max_contiguous(tl.multiple_of(gradient, 16), BLOCK)
     return gradient, start + inner + lane, inner + lane < count
 
 
@@ -83,7 +85,7 @@ def _launch(segments: Segments, gradients: list[torch.Tensor], flat: list[torch.
         # The copy leaves a fresh pinned tensor, which the allocator keeps until the stream has passed: the host does not wait.
         segments.cache["addresses"].copy_(told.pin_memory() if device.type == "cuda" else told, non_blocking=True)
         segments.addresses = addresses
-    aligned = all(address % 16 == 0 for address in addresses) and all(start % 8 == 0 for start in segments.starts)
+    aligned = all(address % 16 == 0 for address in addresses) and all(number % 8 == 0 for number in segments.starts + segments.counts)
     aligned = aligned and all(tensor.data_ptr() % 16 == 0 for tensor in flat)
     table = segments.cache["table"]
     shared = {"TYPE": TYPES[gradients[0].dtype], "BLOCK": BLOCK, "ALIGNED": aligned, "num_warps": WARPS}
