@@ -6,27 +6,12 @@ weights: 28 bytes a parameter. Gradients stay where the backward pass left them;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from uniaudio.kernels.checks import Backend, check_backend, check_contiguous, check_device, fault
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """Hyper-parameters of one step. step: 1 for the first, for the bias corrections."""
-
-    rate: float
-    decay: float
-    betas: tuple[float, float]
-    eps: float
-    step: int
-
-    @property
-    def corrections(self) -> tuple[float, float]:
-        """1 - beta^step of both moments."""
-        return 1 - self.betas[0] ** self.step, 1 - self.betas[1] ** self.step
+from uniaudio.kernels.optimizer import reference
+from uniaudio.kernels.optimizer.reference import AdamW
 
 
 class Segments:
@@ -51,8 +36,6 @@ def square_sum(segments: Segments, gradients: Sequence[torch.Tensor], *, backend
     """Sum of squares of all gradients (one dtype), float32 scalar, the same bits on every call."""
     listed = _check("square_sum", segments, gradients, None, backend)
     if backend == "torch":
-        from uniaudio.kernels.optimizer import reference
-
         return reference.square_sum(listed)
     from uniaudio.kernels.optimizer import triton_kernels
 
@@ -63,8 +46,6 @@ def accumulate(total: torch.Tensor, segments: Segments, gradients: Sequence[torc
     """total (flat, float32) takes (`first`) or adds the gradients, each at its place."""
     listed = _check("accumulate", segments, gradients, total, backend)
     if backend == "torch":
-        from uniaudio.kernels.optimizer import reference
-
         reference.accumulate(total, segments.starts, listed, first=first)
     else:
         from uniaudio.kernels.optimizer import triton_kernels
@@ -100,12 +81,9 @@ def adamw_step(
             raise fault(op, f"shape of {name}", seen=tuple(tensor.shape), allowed=tuple(master.shape))
         if tensor is not None and name != "weights" and tensor.dtype != torch.float32:
             raise fault(op, f"dtype of {name}", seen=tensor.dtype, allowed="torch.float32")
-    numbers = {"rate": settings.rate, "decay": settings.decay, "betas": settings.betas, "eps": settings.eps}
     tensors = (master, exp_avg, exp_avg_sq, weights)
     if backend == "torch":
-        from uniaudio.kernels.optimizer import reference
-
-        reference.adamw_step(tensors, segments.starts, listed, scale, corrections=settings.corrections, **numbers)
+        reference.adamw_step(tensors, segments.starts, listed, scale, settings)
     else:
         from uniaudio.kernels.optimizer import triton_kernels
 

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from uniaudio.kernels.optimizer.interface import AdamW, Segments
+from uniaudio.kernels.optimizer.interface import Segments
+from uniaudio.kernels.optimizer.reference import AdamW
 
 BLOCK = 2048
 WARPS = 8
