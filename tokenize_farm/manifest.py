@@ -7,15 +7,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from uniaudio.atomic import publish_file
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.schema import KINDS
 
 _OPTIONAL_TEXT = ("text", "speaker", "language", "caption", "instruction", "midi", "source", "licence", "split")
+_TEXT_KEYS = frozenset((*_OPTIONAL_TEXT, "id", "audio_filepath"))
 
 
 class ManifestRow(BaseModel):
@@ -83,7 +87,7 @@ def read_manifest(path: str | Path) -> Iterator[ManifestRow]:
             for number, line in enumerate(handle, start=1):
                 if not line.strip():
                     continue
-                row = _parse(f"{path}:{number}", line, path.absolute().parent)
+                row = parse_row(f"{path}:{number}", line, path.absolute().parent)
                 if row.id in seen:
                     raise UserError(f"{path}:{number}: id was used before", seen=row.id, remedy="give every row an id of its own")
                 seen.add(row.id)
@@ -96,13 +100,47 @@ def read_manifest(path: str | Path) -> Iterator[ManifestRow]:
         ) from error
 
 
-def _parse(place: str, line: bytes, folder: Path) -> ManifestRow:
+def parse_line(place: str, line: bytes) -> dict[str, Any]:
+    """One line as a JSON object. Raises UserError that begins with `place` (file and line number)."""
     try:
-        data = json.loads(line)
+        data = from_json(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON", seen=str(error), remedy="one JSON object a line, in UTF-8") from error
     if not isinstance(data, dict):
         raise UserError(f"{place}: not a JSON object", seen=type(data).__name__, remedy='write {"audio_filepath": ..., "duration": ...}')
+    return data
+
+
+def is_plain(data: dict[str, Any]) -> bool:
+    """Whether a line's object is surely a good row as it is: the test for millions of rows, of which pydantic would take most of the time.
+
+    False says nothing: `parse_row` then decides, and words the fault.
+    """
+    name = data.get("audio_filepath")
+    if type(name) is not str or not name or ".." in name or "\0" in name:
+        return False
+    for key, value in data.items():
+        if key in _TEXT_KEYS:
+            if type(value) is not str or not value or value.isspace():
+                return False
+        elif key in ("duration", "offset"):
+            if type(value) not in (int, float) or not (value > 0 or (key == "offset" and value == 0)) or value == inf:
+                return False
+        elif key == "kind":
+            if value not in KINDS:
+                return False
+        elif key == "custom":
+            return False
+    return True
+
+
+def parse_row(place: str, line: bytes, folder: Path) -> ManifestRow:
+    """One line of the manifest in `folder` as a row, `audio_filepath` made absolute (an address such as s3://... stays as it is).
+
+    Raises:
+        UserError: (place, key, remedy) no JSON object, a key with a bad value, a relative path that leaves `folder`.
+    """
+    data = parse_line(place, line)
     try:
         row = ManifestRow.model_validate(data)
     except ValidationError as error:
@@ -110,21 +148,26 @@ def _parse(place: str, line: bytes, folder: Path) -> ManifestRow:
         key = ".".join(str(part) for part in first["loc"]) or "row"
         seen = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
         raise UserError(f"{place}: key {key}: {first['msg']}", seen=seen, remedy=f"correct or remove {key} in that line") from error
-    return row.model_copy(update={"audio_filepath": str(_inside(place, row.audio_filepath, folder))})
+    return row.model_copy(update={"audio_filepath": _inside(place, row.audio_filepath, folder)})
 
 
-def _inside(place: str, name: str, folder: Path) -> Path:
+def is_address(name: str) -> bool:
+    """Whether `name` is an address (s3://bucket/key, https://host/path), not a path."""
+    return "://" in name
+
+
+def _inside(place: str, name: str, folder: Path) -> str:
     """The absolute path of a row's file; a relative one must stay below `folder`."""
     path = Path(name)
-    if path.is_absolute():
-        return path
+    if is_address(name) or path.is_absolute():
+        return name
     if ".." in path.parts or "\0" in name:
         raise UserError(
             f"{place}: key audio_filepath leaves the manifest's folder",
             seen=name,
             remedy="move the manifest above its audio, or write an absolute path",
         )
-    return folder / path
+    return str(folder / path)
 
 
 def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
@@ -146,6 +189,6 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
 def _line(row: ManifestRow, folder: Path) -> str:
     data = {key: value for key, value in row.model_dump(exclude={"custom"}).items() if value is not None}
     audio = Path(row.audio_filepath)
-    if audio.is_absolute() and audio.is_relative_to(folder) and ".." not in audio.parts:
+    if not is_address(row.audio_filepath) and audio.is_absolute() and audio.is_relative_to(folder) and ".." not in audio.parts:
         data["audio_filepath"] = audio.relative_to(folder).as_posix()
     return json.dumps({**data, **dict(sorted(row.custom.items()))}, ensure_ascii=False, allow_nan=False)

@@ -4,12 +4,13 @@ Part i of n makes the units whose place in the plan is i modulo n. The plan is a
 talking to each other, and the shards are the bytes that one farm would make.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.tokenize_farm.summary import FILE
-from uniaudio.tokenize_farm.units import WorkUnit
+
+FILE = "farm.json"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Part:
         """Held by the one driver of this part."""
         return f".farm-{self.index}-of-{self.count}.lock"
 
-    def has(self, number: int) -> bool:
-        """Whether the unit (and its shard) of that number is this part's."""
-        return number % self.count == self.index
+    def has(self, unit: int) -> bool:
+        """Whether the unit at that place in the plan is this part's."""
+        return unit % self.count == self.index
 
-    def own(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
+    def own(self, units: np.ndarray) -> np.ndarray:
         """The units of this part, in order."""
-        return [unit for unit in units if self.has(unit.number)]
+        return units[units % self.count == self.index]
 
 
 WHOLE = Part()

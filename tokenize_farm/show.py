@@ -10,6 +10,7 @@ from rich.table import Table
 from uniaudio.errors import MissingDependency, UserError
 from uniaudio.tokenize_farm.audio import save_wav
 from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.schema import TokenizedClip, base_view
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.summary import read_farm_file
@@ -84,7 +85,7 @@ def decode(codes_TQ: np.ndarray, directory: Path) -> np.ndarray:
     Raises:
         UserError: no `farm.json`, or its codec has other weights by now.
     """
-    farm = read_farm_file(directory)
+    farm = read_farm_file(open_output(str(directory)))
     made_by, spec = farm.get("tokenizers", {}).get("audio"), farm.get("tokenizer_configs", {}).get("audio")
     if not made_by or not spec:
         raise UserError("no farm.json beside the shards says which codec made them", seen=directory, remedy="run the farm again")

@@ -7,13 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from uniaudio.atomic import publish_bytes
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.output import Output
+from uniaudio.tokenize_farm.parts import FILE
 
-FILE = "farm.json"
+MAX_LISTED = 1_000
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Work:
     units: int = 0
     units_skipped: int = 0
     workers: int = 0
+    decoders: int = 0
     restarts: int = 0
     seconds_by_step: dict[str, float] = field(default_factory=dict)
 
@@ -58,61 +59,97 @@ class Work:
         }
 
 
-def total(sidecars: Iterable[Mapping]) -> dict[str, Any]:
-    """Clips, seconds, rows by view, drops by reason over all shards, and by split and kind."""
-    clips, seconds, rows = Counter[str](), Counter[str](), Counter[str]()
-    splits, dropped = Counter[str](), Counter[str]()
-    drops: list[dict[str, str]] = []
-    shards = frames = size = 0
-    for sidecar in sidecars:
-        shards, frames, size = shards + 1, frames + sidecar["frames"], size + sidecar["tar_bytes"]
-        clips.update(sidecar["clips_by_kind"])
-        seconds.update(sidecar["seconds_by_kind"])
-        rows.update(sidecar["rows_by_view"])
-        splits[sidecar["shard"].split("-")[0]] += sidecar["clips"]
+class Totals:
+    """Clips, seconds, rows by view, drops by reason, added up shard by shard; no more memory for millions of shards than for one.
+
+    rows: of the manifest. dropped: reason -> rows.
+    """
+
+    def __init__(self) -> None:
+        self.rows = self.shards = self.frames = self.bytes = 0
+        self.clips_by_kind, self.seconds_by_kind, self.rows_by_view = Counter[str](), Counter[str](), Counter[str]()
+        self.clips_by_split, self.dropped = Counter[str](), Counter[str]()
+        self._listed: list[dict[str, str]] = []
+
+    @property
+    def clips(self) -> int:
+        return sum(self.clips_by_kind.values())
+
+    @property
+    def drops(self) -> int:
+        return sum(self.dropped.values())
+
+    @property
+    def dropped_share(self) -> float:
+        """Dropped rows against rows and clips that were kept, 0 to 1."""
+        return self.drops / max(1, self.drops + self.clips)
+
+    def add(self, sidecar: Mapping) -> None:
+        """Counts one published shard."""
+        self.shards += 1
+        self.frames += sidecar["frames"]
+        self.bytes += sidecar["tar_bytes"]
+        self.clips_by_kind.update(sidecar["clips_by_kind"])
+        self.seconds_by_kind.update(sidecar["seconds_by_kind"])
+        self.rows_by_view.update(sidecar["rows_by_view"])
+        self.clips_by_split[sidecar["shard"].split("-")[0]] += sidecar["clips"]
+        self.rows += sidecar.get("rows", sidecar["clips"])
         for reason, ids in sidecar["dropped"].items():
-            dropped[reason] += len(ids)
-            drops += [{"id": name, "reason": reason, "detail": sidecar.get("dropped_details", {}).get(name, "")} for name in ids]
-    return {
-        "shards": shards,
-        "clips": sum(clips.values()),
-        "audio_seconds": round(sum(seconds.values()), 2),
-        "frames": frames,
-        "tar_bytes": size,
-        "clips_by_kind": dict(clips),
-        "seconds_by_kind": {kind: round(value, 2) for kind, value in seconds.items()},
-        "clips_by_split": dict(splits),
-        "rows_by_view": dict(rows),
-        "dropped_by_reason": dict(sorted(dropped.items())),
-        "dropped": drops,
-    }
+            self.dropped[reason] += len(ids)
+            for name in ids[: MAX_LISTED - len(self._listed)]:
+                detail = sidecar.get("dropped_details", {}).get(name, "")
+                self._listed.append({"id": name, "reason": reason, "detail": detail, "shard": sidecar["shard"]})
+
+    def as_json(self) -> dict[str, Any]:
+        """`dropped` lists the first MAX_LISTED of them; the sidecars list all."""
+        return {
+            "shards": self.shards,
+            "clips": self.clips,
+            "audio_seconds": round(sum(self.seconds_by_kind.values()), 2),
+            "frames": self.frames,
+            "tar_bytes": self.bytes,
+            "clips_by_kind": dict(self.clips_by_kind),
+            "seconds_by_kind": {kind: round(value, 2) for kind, value in self.seconds_by_kind.items()},
+            "clips_by_split": dict(self.clips_by_split),
+            "rows_by_view": dict(self.rows_by_view),
+            "dropped_by_reason": dict(sorted(self.dropped.items())),
+            "dropped": sorted(self._listed, key=lambda drop: (drop["shard"], drop["reason"], drop["id"])),
+        }
 
 
-def read_farm_file(output_dir: Path, name: str = FILE) -> dict:
-    """The `farm.json` of a folder (or of one part), empty where there is none yet.
+def total(sidecars: Iterable[Mapping]) -> dict[str, Any]:
+    """`Totals.as_json` over all sidecars."""
+    totals = Totals()
+    for sidecar in sidecars:
+        totals.add(sidecar)
+    return totals.as_json()
+
+
+def read_farm_file(output: Output, name: str = FILE) -> dict:
+    """The `farm.json` of an output (or of one part), empty where there is none yet.
 
     Raises:
         UserError: it is not JSON.
     """
-    path = output_dir / name
-    if not path.is_file():
+    data = output.read(name)
+    if data is None:
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON", seen=error, remedy="delete it; the farm writes it again") from error
+        raise UserError(f"{output.address}/{name} is not JSON", seen=error, remedy="delete it; the farm writes it again") from error
 
 
-def write_farm_file(output_dir: Path, content: Mapping[str, object], name: str = FILE) -> str:
+def write_farm_file(output: Output, content: Mapping[str, object], name: str = FILE) -> str:
     """Publishes `farm.json` (or that of one part) and returns its text.
 
     Raises:
-        UserError: the folder cannot be written (a full disk, rights).
+        UserError: the output cannot be written (a full disk, rights, a store that stays away).
     """
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     try:
-        publish_bytes(output_dir / name, text.encode())
+        output.put(name, text.encode())
     except OSError as error:
         remedy = "free space or correct the folder's rights, then run the same command again"
-        raise UserError(f"{output_dir / name} could not be written", seen=error, remedy=remedy) from error
+        raise UserError(f"{output.address}/{name} could not be written", seen=error, remedy=remedy) from error
     return text

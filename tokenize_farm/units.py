@@ -1,33 +1,57 @@
-"""Work units: a pure function of the manifest's rows, the seed and the config; the same rows make the same units everywhere.
+"""Work units: a pure function of the manifest, the seed and the config; the same manifest makes the same units everywhere.
 
-Owns the split into train and valid, the cutting into units, the keys of clips and the fingerprint of a unit. Reads no audio.
+Owns the cutting into units, the keys of clips and the fingerprint of a unit. A plan holds 20 bytes a row and makes a unit only when it is
+asked for; rows reach the workers as the manifest's own lines. Reads no audio.
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
-from uniaudio.tokenize_farm.manifest import ManifestRow, make_id
+from uniaudio.tokenize_farm.manifest import ManifestRow, make_id, parse_row
+from uniaudio.tokenize_farm.scan import first_duplicate, hold_out, scan_manifest
 from uniaudio.tokenize_farm.schema import SCHEMA_VERSION, SPLITS, shard_name, valid_key
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The rows of one shard. `fingerprint`: 16 hex digits over all that decides the shard's bytes, except the recordings themselves."""
+    """The rows of one shard, as lines of `manifest`.
+
+    fingerprint: 16 hex digits over all that decides the shard's bytes, except the recordings themselves. poison: places in `rows` of what
+    killed every worker that touched it.
+    """
 
     split: str
     number: int
-    rows: tuple[ManifestRow, ...]
     fingerprint: str
+    manifest: str
+    lines: tuple[bytes, ...]
+    poison: tuple[int, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The manifest's."""
+        return Path(self.manifest).absolute().parent
 
     @property
     def name(self) -> str:
         return shard_name(self.split, self.number)
+
+    @cached_property
+    def rows(self) -> tuple[ManifestRow, ...]:
+        return tuple(parse_row(f"{self.manifest}, unit {self.name}", line, self.folder) for line in self.lines)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Travels without the parsed rows."""
+        return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
 
 def clip_key(row: ManifestRow) -> str:
@@ -35,80 +59,87 @@ def clip_key(row: ManifestRow) -> str:
     return row.id if valid_key(row.id) else make_id(row.id)
 
 
-def assign_splits(rows: Sequence[ManifestRow], *, held_out_fraction: float, seed: int) -> list[str]:
-    """Split of each row, in order.
-
-    A row's own `split` wins. The others go by the hash of their speaker (without one: of their recording), so that a speaker or a
-    recording never lies in both. Where a kind of audio would be left without a held-out clip, its smallest group that holds
-    `held_out_fraction` of it is held out.
-
-    Raises:
-        UserError: a row with another split than train or valid.
-    """
-    for row in rows:
-        if row.split is not None and row.split not in SPLITS:
-            raise UserError(f"manifest row {row.id}: unknown split", seen=row.split, allowed=", ".join(SPLITS))
-    groups = [("speaker", row.speaker) if row.speaker else ("recording", row.audio_filepath) for row in rows]
-    splits = [row.split or ("valid" if _fraction(group, seed) < held_out_fraction else "train") for row, group in zip(rows, groups)]
-    if held_out_fraction > 0:
-        for kind in sorted({row.kind for row in rows}):
-            _hold_out_one(rows, groups, splits, kind, held_out_fraction)
-    return splits
-
-
-def _fraction(group: tuple[str, str], seed: int) -> float:
-    """A number in [0, 1) from the name of the speaker or the recording: the same on every machine with the same manifest."""
-    name = Path(group[1]).name if group[0] == "recording" else group[1]
-    digest = hashlib.sha256(f"{seed}\0{group[0]}\0{name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
-
-
-def _hold_out_one(rows: Sequence[ManifestRow], groups: list[tuple[str, str]], splits: list[str], kind: str, fraction: float) -> None:
-    mine = [i for i, row in enumerate(rows) if row.kind == kind]
-    free = Counter(groups[i] for i in mine if rows[i].split is None)
-    if any(splits[i] == "valid" for i in mine) or len(free) < 2:
-        return
-    enough = [group for group in free if free[group] >= fraction * len(mine)] or list(free)
-    chosen = min(enough, key=lambda group: (free[group], group))
-    for i, row in enumerate(rows):  # of every kind: a speaker who also sings is held out with the songs
-        if groups[i] == chosen and row.split is None:
-            splits[i] = "valid"
-
-
-def plan_units(rows: Iterable[ManifestRow], config: FarmConfig, tokenizers: Mapping[str, str]) -> list[WorkUnit]:
-    """All units, train first, rows in the manifest's order.
+class Plan:
+    """All units of a farm, train first, rows in the manifest's order; unit i is made by `plan[i]`.
 
     Args:
+        manifest: JSON lines; `config.manifest`, or what another source was written to.
         tokenizers: view -> `name/version`, part of the fingerprint.
 
     Raises:
-        UserError: no rows, two rows with one key, a bad split.
+        UserError: a bad line, no rows, two rows with one key.
     """
-    rows = list(rows)
-    if not rows:
-        raise UserError(
-            "the manifest has no rows", seen=config.manifest, remedy="make one: uniaudio corpus manifest DIR --out manifest.jsonl"
-        )
-    keys = Counter(clip_key(row) for row in rows)
-    if (twice := keys.most_common(1)[0])[1] > 1:
-        raise UserError("two manifest rows have one key", seen=twice[0], remedy="give every row an id of its own")
-    splits = assign_splits(rows, held_out_fraction=config.held_out_fraction, seed=config.seed)
-    folder = Path(config.manifest).absolute().parent
-    settings = {"schema": SCHEMA_VERSION, "filters": config.filters.model_dump(), "tokenizers": dict(tokenizers), "seed": config.seed}
-    units = []
-    for split in SPLITS:
-        chosen = [row for row, its in zip(rows, splits) if its == split]
-        for number, begin in enumerate(range(0, len(chosen), config.clips_per_unit)):
-            part = tuple(chosen[begin : begin + config.clips_per_unit])
-            units.append(WorkUnit(split, number, part, _fingerprint(part, settings, folder)))
-    return units
+
+    def __init__(self, manifest: str | Path, config: FarmConfig, tokenizers: Mapping[str, str]) -> None:
+        self.manifest = str(manifest)
+        columns = scan_manifest(manifest, seed=config.seed)
+        if not len(columns):
+            raise UserError("the manifest has no rows", seen=manifest, remedy="make one: uniaudio corpus manifest DIR --out manifest.jsonl")
+        self.rows = len(columns)
+        self._per_unit = config.clips_per_unit
+        self._offsets, self._lengths, self._digests = columns.offsets, columns.lengths, columns.digests
+        self._handle = os.open(self.manifest, os.O_RDONLY | os.O_CLOEXEC)
+        if twice := first_duplicate(columns.keys):
+            first, second = (clip_key(self._row(row)) for row in twice)
+            raise UserError("two manifest rows have one key", seen=f"{first}, {second}", remedy="give every row an id of its own")
+        splits = hold_out(columns, fraction=config.held_out_fraction)
+        # Rows of a split in the manifest's order; 4 bytes a row up to 4 billion rows.
+        self._order = {split: np.flatnonzero(splits == number).astype(np.uint32) for number, split in enumerate(SPLITS)}
+        self._counts = [-(-len(self._order[split]) // self._per_unit) for split in SPLITS]
+        self._settings = json.dumps(_settings(config, tokenizers), sort_keys=True, ensure_ascii=False).encode()
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __iter__(self) -> Iterator[WorkUnit]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, unit: int) -> WorkUnit:
+        if not 0 <= unit < len(self):
+            raise IndexError(unit)
+        split, number = self.place(unit)
+        lines = tuple(self._line(int(row)) for row in self._rows(unit))
+        return WorkUnit(split, number, self.fingerprint(unit), self.manifest, lines)
+
+    def place(self, unit: int) -> tuple[str, int]:
+        """Split and number of a unit."""
+        return (SPLITS[0], unit) if unit < self._counts[0] else (SPLITS[1], unit - self._counts[0])
+
+    def find(self, split: str, number: int) -> int | None:
+        """The unit that makes this shard; None where there is none."""
+        begin = 0 if split == SPLITS[0] else self._counts[0]
+        return begin + number if number < self._counts[SPLITS.index(split)] else None
+
+    def name(self, unit: int) -> str:
+        return shard_name(*self.place(unit))
+
+    def size(self, unit: int) -> int:
+        """Rows of a unit."""
+        return len(self._rows(unit))
+
+    def fingerprint(self, unit: int) -> str:
+        digest = hashlib.sha256(self._settings)
+        digest.update(self._digests[self._rows(unit)].astype("<u8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def close(self) -> None:
+        """Closes the manifest."""
+        os.close(self._handle)
+
+    def _rows(self, unit: int) -> np.ndarray:
+        split, number = self.place(unit)
+        return self._order[split][number * self._per_unit : (number + 1) * self._per_unit]
+
+    def _line(self, row: int) -> bytes:
+        return os.pread(self._handle, int(self._lengths[row]), int(self._offsets[row]))
+
+    def _row(self, row: int) -> ManifestRow:
+        return parse_row(self.manifest, self._line(row), Path(self.manifest).absolute().parent)
 
 
-def _fingerprint(rows: Sequence[ManifestRow], settings: Mapping[str, object], folder: Path) -> str:
-    """Paths below the manifest's folder count relative to it, so that a moved corpus is the same corpus."""
-    described = [row.model_dump() | {"audio_filepath": relative_to(row.audio_filepath, folder)} for row in rows]
-    text = json.dumps([settings, described], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _settings(config: FarmConfig, tokenizers: Mapping[str, str]) -> dict[str, object]:
+    """What decides a shard's bytes beside its rows."""
+    return {"schema": SCHEMA_VERSION, "filters": config.filters.model_dump(), "tokenizers": dict(tokenizers), "seed": config.seed}
 
 
 def relative_to(path: str, folder: Path) -> str:

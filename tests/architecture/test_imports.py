@@ -25,8 +25,9 @@ ENGINES = {
     "deepspeed": ("pretrain/engine.py", "pretrain/parallel/"),
     "megatron": ("pretrain/engine.py", "pretrain/parallel/"),
     "mlflow": ("uniaudio/store.py",),
-    "ray": ("tokenize_farm/farm.py", "tokenize_farm/worker.py", "cluster/ray_jobs.py"),
+    "ray": ("tokenize_farm/flow.py", "tokenize_farm/pool.py", "cluster/ray_jobs.py"),
     "triton": ("kernels/",),
+    "obstore": ("tokenize_farm/storage.py", "pretrain/data/"),
 }
 
 

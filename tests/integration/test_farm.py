@@ -16,8 +16,7 @@ import soundfile
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.tokenize_farm.index import list_shards
-from uniaudio.tokenize_farm.manifest import read_manifest
-from uniaudio.tokenize_farm.units import plan_units
+from uniaudio.tokenize_farm.units import Plan
 from uniaudio.tokenize_farm.verify import verify_shard
 from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
 
@@ -62,7 +61,7 @@ def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     config = FarmConfig.model_validate_json(farm_file(corpus, folder).read_text())
     versions = tokenizer_versions(make_tokenizers(config))
     worker = UnitWorker(config, versions)
-    for unit in plan_units(read_manifest(corpus), config, versions):
+    for unit in Plan(corpus, config, versions):
         worker.run(unit)
     return shard_bytes(folder)
 

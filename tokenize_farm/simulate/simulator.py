@@ -11,6 +11,8 @@ from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.simulate import NoiseConfig, RoomConfig, SpeakersConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.manifest import ManifestRow, read_manifest
+from uniaudio.tokenize_farm.scan import hold_out, scan_manifest
+from uniaudio.tokenize_farm.schema import SPLITS
 from uniaudio.tokenize_farm.simulate.draw import Draw
 from uniaudio.tokenize_farm.simulate.edit import make_edit
 from uniaudio.tokenize_farm.simulate.effects import Scene, apply
@@ -19,7 +21,7 @@ from uniaudio.tokenize_farm.simulate.pool import Pool, choose_rows
 from uniaudio.tokenize_farm.simulate.rooms import RoomBank
 from uniaudio.tokenize_farm.tokenizers.protocol import Clip
 from uniaudio.tokenize_farm.tokenizers.resources import digest, require
-from uniaudio.tokenize_farm.units import assign_splits, relative_to
+from uniaudio.tokenize_farm.units import relative_to
 
 _VERSION = "1"  # of this code: raise it where the same recipe makes other samples
 
@@ -117,9 +119,9 @@ class Simulator:
 
 def pool_rows(config: FarmConfig) -> list[tuple[ManifestRow, str]]:
     """The pool's (row, split) pairs. Splits are those of the farm where the pool is its manifest."""
-    rows = list(read_manifest(config.simulate.pool or config.manifest))
-    splits = assign_splits(rows, held_out_fraction=config.held_out_fraction, seed=config.seed)
-    return choose_rows(zip(rows, splits), config.simulate.pool_clips)
+    manifest = config.simulate.pool or config.manifest
+    splits = hold_out(scan_manifest(manifest, seed=config.seed), fraction=config.held_out_fraction)
+    return choose_rows(zip(read_manifest(manifest), (SPLITS[split] for split in splits)), config.simulate.pool_clips)
 
 
 def _worded(clip: Clip, words: str) -> Clip:

@@ -14,6 +14,7 @@ from uniaudio.configs.codec import CodecModelConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec.model import UniversalCodec
 from uniaudio.tokenize_farm.codec.weights import save_codec
+from uniaudio.tokenize_farm.output import FolderOutput
 from uniaudio.tokenize_farm.schema import TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
 from uniaudio.tokenize_farm.summary import write_farm_file
@@ -43,7 +44,7 @@ def shards(tmp_path: Path) -> Path:
     write_shard(folder, "train", 0, [clip], tokenizers={}, dropped={"missing": ["gone"]})
     spec = {"name": "codec", "options": {"weights": str(weights)}}
     version = CodecTokenizer(spec["options"]).version
-    write_farm_file(folder, {"tokenizers": {"audio": f"codec/{version}"}, "tokenizer_configs": {"audio": spec}})
+    write_farm_file(FolderOutput(folder), {"tokenizers": {"audio": f"codec/{version}"}, "tokenizer_configs": {"audio": spec}})
     return folder
 
 
@@ -83,7 +84,7 @@ def test_show_draws_and_decodes_a_clip(shards: Path, tmp_path: Path, name: str) 
 def test_show_refuses_an_unknown_clip_and_codes_of_another_codec(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such clip"):
         call("shards", "show", shards, "--clip", "nobody")
-    write_farm_file(shards, json.loads((shards / "farm.json").read_text()) | {"tokenizers": {"audio": "codec/000000000000"}})
+    write_farm_file(FolderOutput(shards), json.loads((shards / "farm.json").read_text()) | {"tokenizers": {"audio": "codec/000000000000"}})
     with pytest.raises(UserError, match="another codec.*codec/000000000000"):
         call("shards", "show", shards, "--clip", "hello_1", "--out", tmp_path / "look")
     (shards / "farm.json").unlink()

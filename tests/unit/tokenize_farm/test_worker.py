@@ -1,7 +1,9 @@
 """One work unit: decode, filter, tokenize, publish; every bad recording counted by its reason."""
 
 import json
+import pickle
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import soundfile
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import ShardPaths
-from uniaudio.tokenize_farm.manifest import ManifestRow, read_manifest
+from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.summary import total
-from uniaudio.tokenize_farm.units import WorkUnit, plan_units
-from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
+from uniaudio.tokenize_farm.units import Plan, WorkUnit
+from uniaudio.tokenize_farm.worker import UnitWorker, decode_unit, make_tokenizers, tokenizer_versions
 
 
 def tone(seconds: float, rate: int = 16_000, *, hz: float = 220.0) -> np.ndarray:
@@ -54,7 +56,7 @@ def make_config(manifest: Path, output_dir: Path, **fields: object) -> FarmConfi
 
 def make_worker(config: FarmConfig) -> tuple[UnitWorker, list[WorkUnit]]:
     versions = tokenizer_versions(make_tokenizers(config))
-    return UnitWorker(config, versions), plan_units(read_manifest(config.manifest), config, versions)
+    return UnitWorker(config, versions), list(Plan(config.manifest, config, versions))
 
 
 def test_bad_recordings_are_dropped_by_reason_and_the_rest_tokenized(tmp_path: Path) -> None:
@@ -129,10 +131,32 @@ def test_a_tokenizer_under_the_wrong_view_is_refused(tmp_path: Path) -> None:
 def test_a_fault_that_is_not_the_recordings_is_no_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, units = make_worker(make_config(write_bad_corpus(tmp_path), tmp_path / "out"))
 
-    def broken(row: ManifestRow) -> np.ndarray:
+    def broken(row: ManifestRow, path: Path) -> np.ndarray:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(worker, "_load", broken)
+    monkeypatch.setattr(worker._decoder, "_load", broken)
     with pytest.raises(ZeroDivisionError):
         worker.run(units[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unit_decoded_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = make_config(write_bad_corpus(tmp_path), tmp_path / "out")
+    worker, units = make_worker(config)
+    worker.run(units[0])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    result = worker.run(units[0], pickle.loads(pickle.dumps(decode_unit(config, units[0]))))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert set(result.seconds_by_step) == {"decode", "midi:f0", "simulate", "write"}
+
+
+def test_a_row_that_kills_is_dropped_unopened(tmp_path: Path) -> None:
+    worker, units = make_worker(make_config(write_bad_corpus(tmp_path), tmp_path / "out"))
+    sidecar = worker.run(replace(units[0], poison=(1,))).sidecar
+    assert sidecar["dropped"]["poison"] == ["telephone"] and sidecar["clips"] == 2
+
+
+def test_trying_some_rows_publishes_nothing(tmp_path: Path) -> None:
+    worker, units = make_worker(make_config(write_bad_corpus(tmp_path), tmp_path / "out"))
+    worker.probe(units[0], 0, 4)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,50 @@
+"""Starting Ray and choosing how many of what, without starting any."""
+
+import pytest
+
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.errors import UserError
+from uniaudio.tokenize_farm import pool
+
+
+def make_config(**fields: object) -> FarmConfig:
+    return FarmConfig.model_validate({"manifest": "m", "output_dir": "o", "tokenizers": {"midi": {"name": "f0"}}} | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, 0), ({"decode_workers": 3}, 3), ({"gpus_per_worker": 1.0, "workers": 4}, 12), ({"gpus_per_worker": 1.0, "decode_workers": 0}, 0)],
+)
+def test_cpus_decode_ahead_only_beside_gpus_or_where_asked(fields: dict, expected: int) -> None:
+    assert pool.decoders(make_config(**fields), cores=16) == expected
+
+
+def test_a_ray_that_comes_up_late_is_started_again_and_given_up_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def late(**options: object) -> None:
+        tries.append(options)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(pool.ray, "init", late)
+    with pytest.raises(UserError, match=r"Ray did not start on this machine.*3 tries"):
+        pool._start_ray(num_cpus=1)
+    assert len(tries) == 3
+
+
+def test_another_fault_of_rays_start_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**options: object) -> None:
+        raise RuntimeError("no such option")
+
+    monkeypatch.setattr(pool.ray, "init", broken)
+    with pytest.raises(RuntimeError, match="no such option"):
+        pool._start_ray()
+
+
+def test_no_cluster_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**options: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(pool.ray, "init", refused)
+    with pytest.raises(UserError, match=r"no Ray cluster at this address.*10.0.0.1:6379.*start a cluster"):
+        pool._connect(make_config(ray_address="10.0.0.1:6379"), 1)
