@@ -20,6 +20,7 @@ from uniaudio.configs.load import validate
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
+from uniaudio.tokenize_farm.schema import PHONE_MARKS, UNKNOWN_PHONE
 from uniaudio.tokenize_farm.tokenizers.espeak import espeak_version, knows_language, words_to_ipa
 from uniaudio.tokenize_farm.tokenizers.protocol import VOICED_KINDS, Clip
 from uniaudio.tokenize_farm.tokenizers.resources import digest, require
@@ -33,7 +34,7 @@ _PUNCTUATION |= {"。": ".", "，": ",", "？": "?", "！": "!"}
 _PIECES = re.compile("([" + re.escape("".join(_PUNCTUATION)) + r"]+|\s-+\s)")
 
 # ARPAbet -> IPA, in the forms that espeak-ng's American voice uses
-_ARPABET = {
+ARPABET = {
     **{"AA": "ɑː", "AE": "æ", "AH": "ʌ", "AO": "ɔː", "AW": "aʊ", "AY": "aɪ", "EH": "ɛ", "ER": "ɝ", "EY": "eɪ", "IH": "ɪ", "IY": "iː"},
     **{"OW": "oʊ", "OY": "ɔɪ", "UH": "ʊ", "UW": "uː", "AH0": "ə", "ER0": "ɚ", "IY0": "i", "B": "b", "CH": "tʃ", "D": "d", "DH": "ð"},
     **{"F": "f", "G": "ɡ", "HH": "h", "JH": "dʒ", "K": "k", "L": "l", "M": "m", "N": "n", "NG": "ŋ", "P": "p", "R": "ɹ", "S": "s"},
@@ -130,6 +131,27 @@ def text_to_phones(text: str, language: str) -> list[str]:
     return phones if spoken else []
 
 
+def words_of(phones: Sequence[str]) -> list[list[str]]:
+    """The words of `text_to_phones`, their phones without the marks between them."""
+    words: list[list[str]] = [[]]
+    for phone in phones:
+        if inventory().get(phone, UNKNOWN_PHONE) >= PHONE_MARKS or phone == UNKNOWN:
+            words[-1].append(phone)
+        elif words[-1]:
+            words.append([])
+    return [word for word in words if word]
+
+
+def label_to_phone(label: str) -> str | None:
+    """Name in the inventory of a label in ARPAbet (`AH0`) or IPA; None for what is neither."""
+    symbol = label.strip()
+    if symbol in inventory():
+        return symbol
+    if re.fullmatch(r"[A-Z]{1,2}[012]?", symbol) and (symbol in ARPABET or symbol.rstrip("012") in ARPABET):
+        return _from_arpabet(symbol)
+    return None
+
+
 def _english(piece: str) -> list[list[str]]:
     words: list[list[str]] = []
     for token in piece.replace("’", "'").split():
@@ -155,7 +177,7 @@ def _dictionary() -> dict[str, str]:
 
 def _from_arpabet(symbol: str) -> str:
     stress = {"1": "ˈ", "2": "ˌ"}.get(symbol[-1], "")
-    return stress + (_ARPABET.get(symbol) or _ARPABET[symbol.rstrip("012")])
+    return stress + (ARPABET.get(symbol) or ARPABET[symbol.rstrip("012")])
 
 
 def _english_form(phone: str) -> str:

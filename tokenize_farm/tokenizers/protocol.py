@@ -23,6 +23,8 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "codec": ("codec", "CodecTokenizer"),
     "encodec": ("encodec", "EncodecTokenizer"),
     "phones": ("phones", "PhoneTokenizer"),
+    "aligned_phones": ("aligned", "AlignedPhoneTokenizer"),
+    "sing_phones": ("aligned", "SingPhoneTokenizer"),
     "text": ("text", "TextTokenizer"),
     "t5": ("t5", "T5Tokenizer"),
     "semantic": ("semantic", "SemanticTokenizer"),

@@ -9,7 +9,10 @@ from uniaudio.tokenize_farm.tokenizers.protocol import REGISTRY, description, ma
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown tokenizer.*seen: codecs.*codec, encodec, phones, text, t5, semantic, hubert, f0"):
+    with pytest.raises(
+        UserError,
+        match=r"unknown tokenizer.*seen: codecs.*codec, encodec, phones, aligned_phones, sing_phones, text, t5, semantic, hubert, f0",
+    ):
         make_tokenizer("codecs")
 
 
