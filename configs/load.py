@@ -1,6 +1,7 @@
 """YAML and dotted overrides in, frozen config out; every fault becomes one line with key, value and what is allowed."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ def shipped(folder: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_ROOT / folder).glob("*.yaml"))
 
 
-def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Sets `a.b.c=value` (value as YAML) in the nested dict and returns it."""
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -78,19 +79,20 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]
     return tree
 
 
-def validate(kind: type[ConfigT], tree: Any, *, source: str) -> ConfigT:
-    """A nested dict -> the frozen config; the first fault becomes a UserError that names the key."""
+def validate(kind: type[ConfigT], tree: Any, *, source: str, overrides: Sequence[str] = ()) -> ConfigT:
+    """A nested dict -> the frozen config; the first fault becomes a UserError that names the key, and its override where one set it."""
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a config is a mapping of sections", seen=type(tree).__name__)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise _explain(kind, error, source) from error
+        raise _explain(kind, error, source, overrides) from error
 
 
-def _explain(kind: type[Section], error: ValidationError, source: str) -> UserError:
+def _explain(kind: type[Section], error: ValidationError, source: str, overrides: Sequence[str]) -> UserError:
     first, *rest = error.errors(include_url=False)
     key = ".".join(str(part) for part in first["loc"]) or "(root)"
+    source = next((f"override {given}" for given in reversed(overrides) if f"{key}.".startswith(f"{given.partition('=')[0]}.")), source)
     more = f" (and {len(rest)} more)" if rest else ""
     if first["type"] == "extra_forbidden":
         return UserError(f"{source}: unknown key {key}{more}", seen=first["input"], allowed=", ".join(_keys_beside(kind, first["loc"])))
@@ -107,7 +109,7 @@ def _keys_beside(kind: type[Section], location: tuple[int | str, ...]) -> list[s
     return sorted(section.model_fields) if hasattr(section, "model_fields") else ["(see configs/)"]
 
 
-def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides: list[str] | tuple[str, ...] = ()) -> ConfigT:
+def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides: Sequence[str] = ()) -> ConfigT:
     """Reads a YAML by path or shipped name, applies overrides, validates, and applies the rules between sections.
 
     Raises:
@@ -117,7 +119,7 @@ def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides
 
     path = find_config(name, folder)
     tree = parse_yaml(path.read_text(encoding="utf-8"), source=str(path)) or {}
-    config = validate(kind, apply_overrides(tree, overrides), source=str(path))
+    config = validate(kind, apply_overrides(tree, overrides), source=str(path), overrides=overrides)
     check(config)
     return config
 

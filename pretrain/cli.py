@@ -7,7 +7,9 @@ import click
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
+from uniaudio.pretrain.finished import finished_at
 
 
 @click.command()
@@ -17,22 +19,31 @@ def train(run: str, overrides: tuple[str, ...]) -> None:
     """Train by a config (a YAML file, or the name of a shipped one), resuming where OUT/checkpoints holds a checkpoint.
 
     One plain command starts all processes of the layout on this machine; under torchrun or Slurm it joins those that were started.
-    Exit code 75: stopped by SIGTERM or SIGUSR1 and saved; the same command goes on.
+    One training writes into an output folder at a time. Exit code 75: stopped by SIGTERM or SIGUSR1 and saved; the same command goes on.
 
     Example: uniaudio train paper_1b data.shards=shards parallel.data_parallel_size=8 optim.lr=3e-4
     """
     launch.die_with_parent()
     config = load_config(RunConfig, run, folder="runs", overrides=overrides)
+    with launch.only_training(config):
+        if not launch.is_started() and (done := finished_at(config)):
+            get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)
+            return
+        code = _train(config, ["train", run, *overrides])
+    if code:
+        sys.exit(code)
+
+
+def _train(config: RunConfig, command: list[str]) -> int:
+    """Starts the ranks and waits for them, or is one; the exit code."""
     if config.parallel.world_size > 1 and not launch.is_started():
         launch.require_devices(config)
-        sys.exit(launch.spawn(["train", run, *overrides], config.parallel.world_size))
+        return launch.spawn(command, config.parallel.world_size)
     from uniaudio.pretrain.train import train as train_rank
 
     try:
-        code = train_rank(config)
+        return train_rank(config)
     except UserError as error:
         if not launch.report_fault(error):
             raise
-        code = 2
-    if code:
-        sys.exit(code)
+        return 2

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.lock import only_writer
 
 PARENT = "UNIAUDIO_PARENT_PID"
 FAULTS = "UNIAUDIO_FAULTS"
@@ -76,6 +78,20 @@ def require_devices(run: RunConfig) -> None:
             allowed=describe(run.parallel),
             remedy="a smaller layout, train.device=cpu, or start it on all hosts with torchrun or uniaudio submit",
         )
+
+
+@contextmanager
+def only_training(run: RunConfig) -> Iterator[None]:
+    """One training an output folder: held by the command that starts the ranks, or by rank 0 of those that another launcher started.
+
+    Raises:
+        UserError: another training holds it.
+    """
+    if PARENT in os.environ or int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    with only_writer(Path(run.train.output_dir), what="training", key="train.output_dir"):
+        yield
 
 
 def die_with_parent() -> None:

@@ -17,6 +17,7 @@ from uniaudio.pretrain.checkpoint import Identity, Restored
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.finished import record_finished
 from uniaudio.pretrain.metrics import MetricsFile
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layouts
@@ -126,6 +127,8 @@ def train(run: RunConfig) -> int:
     finally:
         _close_outputs(outputs, status)
         loaders.close()
+    if layout.rank == 0 and code == 0:
+        record_finished(run, run.train.steps)
     if layout.world_size > 1:
         layouts.shutdown()
     return code

@@ -73,8 +73,20 @@ def load_audio(
     if len(samples) < MIN_SECONDS * sample_rate:
         raise BadAudio("too_short", f"{path}: {len(samples) / sample_rate:.4f} s; at least {MIN_SECONDS} s")
     if np.abs(samples).max() < _SILENCE:
-        raise BadAudio("silent", f"{path}: no sample above one step of 16-bit PCM")
+        raise BadAudio("silent", f"{path}: {_why_silent(path, offset, duration)}")
     return samples
+
+
+def _why_silent(path: Path, offset: float, duration: float | None) -> str:
+    """A mean of channels that is silent: are they silent themselves?"""
+    if path.suffix.lower() != ".g722":
+        with _open(path) as file:
+            file.seek(round(offset * file.samplerate))
+            left = file.frames if duration is None else round(duration * file.samplerate)
+            for block in file.blocks(_BLOCK_VALUES // file.channels, frames=left, dtype="float32", always_2d=True):
+                if np.abs(block).max(initial=0) >= _SILENCE:
+                    return f"its {file.channels} channels cancel each other out (opposite phase): save one of them as a mono file"
+    return "no sample above one step of 16-bit PCM"
 
 
 def save_wav(path: str | Path, samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

@@ -7,13 +7,12 @@ that was killed anywhere is continued by the same command.
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
-from uniaudio.tokenize_farm.flow import Flow, Progress, ray_workers
 from uniaudio.tokenize_farm.output import Output, open_output
 from uniaudio.tokenize_farm.parts import Part
 from uniaudio.tokenize_farm.schedule import Schedule
@@ -24,11 +23,14 @@ from uniaudio.tokenize_farm.tracking import Tracker
 from uniaudio.tokenize_farm.units import Plan
 from uniaudio.tokenize_farm.worker import UnitResult, UnitWorker, make_tokenizers, tokenizer_versions
 
+if TYPE_CHECKING:
+    from uniaudio.tokenize_farm.flow import Progress
+
 _LOG_SECONDS = 10.0
 _BUDGET_ROWS = 1_000  # before so many, a few bad clips say nothing of the corpus
 
 
-def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | None = None, worker: type = UnitWorker) -> dict:
+def run_farm(config: FarmConfig, *, replace: bool = False, progress: "Progress | None" = None, worker: type = UnitWorker) -> dict:
     """Makes every shard that is missing and returns the content of `farm.json`.
 
     Args:
@@ -47,9 +49,13 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: Progress | 
         todo = part.own(_missing_units(plan, output, totals, part, replace=replace))
         before = read_farm_file(output, part.farm_file)
         if not len(todo):
+            if _is_finished(before, config, versions, totals):  # without the seconds that MLflow takes to come up
+                return before
             tracker = Tracker(config, run_id=before.get("run_id"))
             work = Work(units_skipped=totals.shards)
             return _finish(config, output, _head(config, versions, tracker), before, totals, work, tracker)
+        from uniaudio.tokenize_farm.flow import Flow, ray_workers  # ray: only where there is work
+
         with ray_workers(config, versions, jobs=len(todo), kind=worker) as pool:
             tracker = Tracker(config, run_id=before.get("run_id"))  # while the workers load their models
             head = _head(config, versions, tracker)
@@ -92,6 +98,12 @@ def _head(config: FarmConfig, versions: dict[str, str], tracker: Tracker) -> dic
         "tokenizers": versions,
         "tokenizer_configs": {view: spec.model_dump(mode="json") for view, spec in config.tokenizers.items()},
     }
+
+
+def _is_finished(before: dict, config: FarmConfig, versions: dict[str, str], totals: Totals) -> bool:
+    """Whether `farm.json` says already what would be said now, MLflow included: it is written just before the run is closed."""
+    head = {"status": "finished", "manifest": config.manifest, "tokenizers": versions, "totals": totals.as_json()}
+    return all(before.get(key) == value for key, value in head.items())
 
 
 @contextmanager

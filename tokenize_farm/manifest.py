@@ -70,7 +70,9 @@ class ManifestRow(BaseModel):
 def make_id(name: str, offset: float = 0.0) -> str:
     """A key for a clip: the readable end of its name, and a hash of name and offset. Only letters, digits, `_` and `-`."""
     digest = hashlib.sha256(f"{name}\0{float(offset)}".encode()).hexdigest()[:12]
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(name).with_suffix("").as_posix()).strip("-")[-80:]
+    stem = PurePosixPath(name)
+    stem = stem.with_suffix("") if stem.name else stem  # "/" and "." have no name, and a manifest may say anything
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", stem.as_posix()).strip("-")[-80:]
     return f"{readable}-{digest}" if readable else digest
 
 

@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from uniaudio.errors import UserError
+from uniaudio.log import get_logger
 
 # A killed process may leave children that hold its lock for some seconds (workers of a loader look for their parent every five).
 PATIENCE_SECONDS = 10.0
+logger = get_logger("lock")
 
 
 @contextmanager
@@ -57,4 +59,7 @@ def _acquire(descriptor: int, mode: int, patience: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
+        except OSError as error:
+            logger.warning("this file system has no locks (%s): nothing keeps a second writer out", error.strerror)
+            return True
         time.sleep(0.1)

@@ -18,6 +18,7 @@ from uniaudio.pretrain.generate.inputs import Inputs, make_tokenizers, read_view
 from uniaudio.pretrain.generate.pictures import draw_clip
 from uniaudio.pretrain.sampling import Sampling
 from uniaudio.tokenize_farm.audio import save_wav
+from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,7 +65,7 @@ def generate(
     Example: uniaudio generate --checkpoint work/demo/run --task tts --text "good morning" --prompt speaker.wav --out out.wav
     """
     sampling = Sampling(top_k=top_k, temperature=temperature, top_p=top_p)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = pick_device(device)
     model, run, vocabulary = load_model(checkpoint, place, DTYPES[precision])
     task = _task(task_name, run.data.tasks)
     tokenizers = make_tokenizers(read_tokenizers(checkpoint), task)

@@ -15,6 +15,8 @@ import yaml
 from random_shards import write_random_shards
 from ranks import run_ranks
 
+from uniaudio.lock import only_writer
+
 STEPS = 40
 CONFIG = """
 model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 2, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
@@ -43,7 +45,7 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and standard error."""
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     return process.returncode, errors
 
 
@@ -56,7 +58,7 @@ def losses(folder: Path, name: str) -> list[tuple[int, float, float]]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -121,6 +123,14 @@ def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
     while any(map(is_alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, ranks))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(folder: Path) -> None:
+    with only_writer(folder / "taken", what="training", key="train.output_dir"):
+        code, errors = finish(start(folder, "taken"))
+    assert code == 2
+    [line] = errors.strip().splitlines()
+    assert f"another training is writing into this folder | seen: {folder / 'taken'} (process {os.getpid()} on" in line
 
 
 def check_mlflow(path: Path) -> None:

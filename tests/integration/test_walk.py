@@ -95,8 +95,9 @@ def test_training_in_two_processes_logs_losses_and_its_farm(folder, trained):
 
 def test_the_same_command_again_has_nothing_left_to_do(folder, trained):
     before = (trained / "metrics.jsonl").read_bytes()
-    uniaudio("train", "demo_cpu", *TINY, f"data.shards={folder}/shards", f"train.output_dir={trained}")
+    done = uniaudio("train", "demo_cpu", *TINY, f"data.shards={folder}/shards", f"train.output_dir={trained}")
     assert (trained / "metrics.jsonl").read_bytes() == before
+    assert "nothing to do" in done.stderr and "step-00000004 is of a finished training" in done.stderr
 
 
 def test_generation_writes_a_playable_wav_and_a_picture(folder, trained):
@@ -115,6 +116,7 @@ def test_generation_writes_a_playable_wav_and_a_picture(folder, trained):
         (["--task", "tts", "--prompt", "PROMPT"], "task tts needs words"),
         (["--task", "tts", "--text", "hello"], "task tts needs a recording | seen: none | remedy: --prompt FILE.wav"),
         (["--task", "tts", "--text", "hello", "--prompt", "nowhere.wav"], "cannot use the recording (missing)"),
+        (["--task", "tts", "--text", "hello", "--prompt", "PROMPT", "--device", "cuda"], "this machine has no CUDA device | seen: cuda"),
         (["--task", "tts", "--text", "hello", "--prompt", "PROMPT", "--top-k", "0"], "top-k must be at least 1 | seen: 0"),
     ],
 )

@@ -34,14 +34,14 @@ def test_override_changes_one_value():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", r"unknown key optim\.lrr .*allowed: betas"),
-        ("model.wdth=1", r"unknown key model\.wdth .*allowed: .*width"),
-        ("optim.lr=-1", r"optim\.lr: .*greater than 0 \| seen: -1"),
-        ("optim.lr=fast", r"optim\.lr: .*number.* \| seen: fast"),
-        ("model.embedding=mean", r"model\.embedding: .*'sum' or 'concat' \| seen: mean"),
+        ("optim.lrr=1", r"override optim\.lrr=1: unknown key optim\.lrr .*allowed: betas"),
+        ("model.wdth=1", r"override model\.wdth=1: unknown key model\.wdth .*allowed: .*width"),
+        ("optim.lr=-1", r"override optim\.lr=-1: optim\.lr: .*greater than 0 \| seen: -1"),
+        ("optim.lr=fast", r"override optim\.lr=fast: optim\.lr: .*number.* \| seen: fast"),
+        ("model.embedding=mean", r"override model\.embedding=mean: model\.embedding: .*'sum' or 'concat' \| seen: mean"),
         ("parallel.tensor_parallel_size=3", r"tensor_parallel_size does not divide model\.num_heads \(4\) \| seen: 3 \| allowed: 1, 2, 4"),
         ("data.frames_per_row=4096", r"frames_per_row exceeds model\.max_positions \| seen: 4096 \| allowed: up to 1024"),
-        ("train=5", r"train: .*seen: 5"),
+        ("train=5", r"override train=5: train: .*seen: 5"),
         ("steps", r"section\.key=value \| seen: steps"),
         ("model.num_heads=7", r"num_heads does not divide model\.width"),
         ("model.local_num_heads=64", r"model\.local_num_heads: the width of a head is no multiple of 8 \| seen: 128 / 64 = 2"),
@@ -50,6 +50,13 @@ def test_override_changes_one_value():
 def test_a_fault_names_key_value_and_what_is_allowed(override, message):
     with pytest.raises(UserError, match=message):
         load_config(RunConfig, "demo_cpu", folder="runs", overrides=[override])
+
+
+def test_a_fault_of_the_file_names_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("manifest: m\noutput_dir: o\ntokenizers: {audio: {name: codec}}\nclips_per_unit: none\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: clips_per_unit: .*seen: none"):
+        load_config(FarmConfig, path, folder="farms", overrides=["seed=1"])
 
 
 def test_zero_2_under_a_pipeline_is_refused():

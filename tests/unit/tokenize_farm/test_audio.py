@@ -150,6 +150,16 @@ def test_digital_silence(tmp_path: Path) -> None:
     assert reason(tmp_path / "a.wav") == "silent"
 
 
+def test_channels_of_opposite_phase_are_told_from_silence(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(0.5, 16_000), -tone(0.5, 16_000)], axis=1), 16_000)
+    for options in ({}, {"offset": 0.1, "duration": 0.2}):
+        with pytest.raises(BadAudio, match=r"silent: .*its 2 channels cancel each other out \(opposite phase\)"):
+            load_audio(tmp_path / "a.wav", **options)
+    soundfile.write(tmp_path / "b.wav", np.zeros((8_000, 2)), 16_000)
+    with pytest.raises(BadAudio, match="no sample above one step"):
+        load_audio(tmp_path / "b.wav")
+
+
 def test_g722_decodes_to_the_tone_that_was_encoded(tmp_path: Path) -> None:
     from G722 import G722
 

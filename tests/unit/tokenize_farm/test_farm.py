@@ -171,6 +171,18 @@ def finish(config: FarmConfig, before: dict, work: Work, tracker: FakeTracker) -
     return farm._finish(config, output, {"run_id": "r"}, before, totals, work, tracker)
 
 
+@pytest.mark.parametrize(
+    ("change", "finished"),
+    [({}, True), ({"status": "running"}, False), ({"tokenizers": {"midi": "f0/2"}}, False), ({"totals": {"clips": 3}}, False)],
+)
+def test_a_finished_farm_is_known_by_its_file_alone(tmp_path: Path, change: dict, finished: bool) -> None:
+    config, totals = make_config(tmp_path), Totals()
+    totals.add(publish(0, tmp_path))
+    said = {"status": "finished", "manifest": config.manifest, "tokenizers": {"midi": "f0/1"}, "totals": totals.as_json(), "run_id": "r"}
+    before = json.loads(json.dumps(said | change))
+    assert farm._is_finished(before, config, {"midi": "f0/1"}, totals) is finished
+
+
 def test_a_farm_that_drops_too_much_is_stopped_on_its_way(tmp_path: Path) -> None:
     totals, work = Totals(), Work(units=1, seconds=1.0)
     report = farm._Report(make_config(tmp_path, max_dropped_fraction=0.9), totals, FakeTracker())

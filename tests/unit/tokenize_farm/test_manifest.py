@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uniaudio.errors import UserError
@@ -54,6 +54,9 @@ def test_a_nemo_row_without_id_gets_a_stable_one(tmp_path: Path) -> None:
 
 
 @given(st.text(min_size=1, max_size=300))
+@example("/")
+@example(".")
+@example("/\n")
 def test_every_made_id_is_a_valid_key(name: str) -> None:
     assert valid_key(make_id(name))
 

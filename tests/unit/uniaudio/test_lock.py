@@ -1,5 +1,6 @@
 """One writer a folder, whatever becomes of the one before."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from uniaudio import lock
 from uniaudio.errors import UserError
 from uniaudio.lock import only_writer
 
@@ -46,3 +48,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         only_writer(tmp_path / "file" / "run", what="farm", key="output_dir"),
     ):
         pass
+
+
+def test_a_file_system_without_locks_is_told_and_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def no_locks(descriptor: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock.logger, "warning", lambda form, *values: said.append(form % values))
+    with only_writer(tmp_path, what="training", key="train.output_dir"):
+        assert said == ["this file system has no locks (No locks available): nothing keeps a second writer out"]
