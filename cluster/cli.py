@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from uniaudio.cluster.fit import describe
 from uniaudio.cluster.job import Job, Record, plan_job, read_record, read_records
 from uniaudio.cluster.target import ENDED, Status
-from uniaudio.cluster.validate import check_job
+from uniaudio.cluster.validate import check_job, layout_equation
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import load_config
@@ -46,6 +47,10 @@ def submit(
     else:
         loaded = load_config(RunConfig, config, folder="runs", overrides=overrides)
     check_job(loaded, cluster, inputs_exist=not after)
+    if isinstance(loaded, RunConfig):
+        needs, starts = layout_equation(loaded, cluster)
+        for line in (f"layout: {needs}" + ("" if cluster.kind == "local" else f" of {starts}"), *describe(loaded, cluster)):
+            click.echo(line, err=True)
     job = plan_job(loaded, Path(config).stem, cluster.job_dir)
     waits_for = _scheduler_ids(after, cluster)
     if dry_run:

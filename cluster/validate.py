@@ -3,15 +3,15 @@
 Each fault is a UserError with the key, the value seen, what is allowed and what to do.
 """
 
-import json
 from pathlib import Path
 
+from uniaudio.cluster.fit import check_memory, check_time
+from uniaudio.cluster.inputs import check_checkpoint, check_manifest, check_shards
 from uniaudio.configs.cluster import ClusterConfig, ResourcesConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.run import RunConfig
+from uniaudio.configs.secrets import find_secret
 from uniaudio.errors import UserError
-
-_RESERVED_GB = 2.0  # CUDA context, NCCL buffers, fragmentation: never there for weights
 
 
 def check_job(config: RunConfig | FarmConfig, cluster: ClusterConfig, *, inputs_exist: bool = True) -> None:
@@ -19,15 +19,21 @@ def check_job(config: RunConfig | FarmConfig, cluster: ClusterConfig, *, inputs_
 
     `inputs_exist`: shards or manifest are there already, and not made by a job before this one.
     """
-    look = cluster.check_paths and inputs_exist
+    if secret := find_secret(config.model_dump(mode="json")):
+        raise UserError(
+            f"{secret} holds a password, and a job's config is written down and shown",
+            remedy="export it in the shell that submits, or use the store of the cluster",
+        )
     if isinstance(config, RunConfig):
         _check_run(config, cluster)
-        if look:
-            _check_shards(config)
+        if cluster.check_paths:
+            check_checkpoint(config)
+        if cluster.check_paths and inputs_exist:
+            check_shards(config)
     else:
         _check_farm(config, cluster)
-        if look:
-            _check_manifest(config)
+        if cluster.check_paths and inputs_exist:
+            check_manifest(config)
 
 
 def layout_equation(run: RunConfig, cluster: ClusterConfig) -> tuple[str, str]:
@@ -41,21 +47,6 @@ def layout_equation(run: RunConfig, cluster: ClusterConfig) -> tuple[str, str]:
     return needs, starts
 
 
-def state_gb(run: RunConfig) -> float:
-    """Weights, gradients and Adam's moments on one GPU, in GB: a lower bound, without activations, embeddings of positions and biases."""
-    model, parallel = run.model, run.parallel
-    blocks = (model.global_layers + model.local_layers) * (4 * model.width**2 + 2 * model.width * model.ffn_width)
-    share = parallel.data_parallel_size
-    weights, gradients, optimizer = (2.0, 2.0, 12.0) if run.train.precision == "bf16" else (4.0, 4.0, 8.0)
-    if parallel.zero_stage >= 1:
-        optimizer /= share
-    if parallel.zero_stage >= 2:
-        gradients /= share
-    if parallel.zero_stage >= 3:
-        weights /= share
-    return blocks * (weights + gradients + optimizer) / (parallel.tensor_parallel_size * parallel.pipeline_parallel_size) / 1e9
-
-
 def farm_workers(farm: FarmConfig, resources: ResourcesConfig) -> int:
     """Actors of a farm over all nodes: as configured, else as many as the CPUs and GPUs that are asked for can hold."""
     if farm.workers:
@@ -67,10 +58,13 @@ def farm_workers(farm: FarmConfig, resources: ResourcesConfig) -> int:
 
 
 def _check_run(run: RunConfig, cluster: ClusterConfig) -> None:
+    if cluster.slurm.array:
+        raise UserError("slurm.array is for farms", seen=cluster.slurm.array, remedy="leave it out: a training is one job")
     if cluster.kind != "local" or "resources" in cluster.model_fields_set:
         _check_layout(run, cluster)
         _check_devices(run, cluster)
-    _check_memory(run, cluster)
+    check_memory(run, cluster)
+    check_time(run, cluster)
     _check_places({"data.shards": run.data.shards, "train.output_dir": run.train.output_dir}, cluster)
 
 
@@ -111,23 +105,9 @@ def _check_devices(run: RunConfig, cluster: ClusterConfig) -> None:
         raise UserError("parallel.backend nccl on nodes without GPUs", seen="resources.gpus_per_node 0", allowed="auto, gloo")
 
 
-def _check_memory(run: RunConfig, cluster: ClusterConfig) -> None:
-    memory = cluster.resources.gpu_memory_gb
-    if memory is None or run.train.device == "cpu":
-        return
-    needed = state_gb(run)
-    if needed > memory - _RESERVED_GB:
-        raise UserError(
-            "the model's weights, gradients and optimizer state alone do not fit on a GPU",
-            seen=f"{needed:.1f} GB (precision {run.train.precision}, zero_stage {run.parallel.zero_stage}), without activations",
-            allowed=f"resources.gpu_memory_gb {memory:g} less {_RESERVED_GB:g}",
-            remedy="more tensor or pipeline parallelism, or a higher parallel.zero_stage",
-        )
-
-
 def _check_places(places: dict[str, str], cluster: ClusterConfig) -> None:
     """Where the nodes do not share this working folder, paths must be absolute."""
-    if cluster.kind not in ("ray", "kubernetes"):
+    if cluster.kind not in ("ray", "kubernetes", "skypilot"):
         return
     for key, place in places.items():
         if not Path(place).is_absolute() and "://" not in place:
@@ -137,29 +117,21 @@ def _check_places(places: dict[str, str], cluster: ClusterConfig) -> None:
     mounts = [volume.path for volume in cluster.kubernetes.volumes]
     for key, place in places.items():
         if cluster.kind == "kubernetes" and not any(Path(place).is_relative_to(mount) for mount in mounts):
-            raise UserError(f"{key} lies on no volume of kubernetes.volumes", seen=place, allowed=", ".join(mounts) or "none mounted")
-
-
-def _check_shards(run: RunConfig) -> None:
-    folder = Path(run.data.shards)
-    if not folder.is_dir():
-        remedy = "make them with `uniaudio tokenize`, or check_paths: false where this machine does not see the nodes' files"
-        raise UserError("data.shards: no such folder", seen=folder, remedy=remedy)
-    sidecars = sorted(folder.glob("train-*.json"))
-    if not sidecars:
-        raise UserError(
-            "data.shards holds no published training shard (train-*.json)", seen=folder, remedy="run `uniaudio tokenize` to its end"
-        )
-    tokenizers = json.loads(sidecars[0].read_text(encoding="utf-8")).get("tokenizers", {})
-    if "audio" not in tokenizers:
-        raise UserError("the shards hold no audio codes", seen=", ".join(tokenizers) or "no view", remedy="a farm with the view audio")
+            raise UserError(
+                f"{key} lies on no volume of kubernetes.volumes",
+                seen=place,
+                allowed=", ".join(mounts) or "none mounted",
+                remedy="mount the claim that holds it",
+            )
 
 
 def _check_farm(farm: FarmConfig, cluster: ClusterConfig) -> None:
     resources = cluster.resources
+    if cluster.slurm.array and farm.part:
+        raise UserError("part is set by slurm.array", seen=farm.part, remedy="leave one of the two out")
     if cluster.kind != "local" and farm.ray_address is not None:
         raise UserError("ray_address is set by the cluster's job", seen=farm.ray_address, remedy="leave it out")
-    if cluster.kind in ("slurm", "kubernetes"):
+    if cluster.kind in ("slurm", "kubernetes", "skypilot"):
         if farm.gpus_per_worker and not resources.gpus_per_node:
             raise UserError("gpus_per_worker on nodes without GPUs", seen=farm.gpus_per_worker, allowed="0, or set resources.gpus_per_node")
         if resources.gpus_per_node and not farm.gpus_per_worker:
@@ -186,9 +158,3 @@ def _check_farm_workers(farm: FarmConfig, cluster: ClusterConfig) -> None:
             allowed=f"{fitting}: nodes {resources.nodes} x ({resources.cpus_per_node} CPUs, {resources.gpus_per_node} GPUs)",
             remedy="fewer workers, a smaller cpus_per_worker, or a larger resources.cpus_per_process",
         )
-
-
-def _check_manifest(farm: FarmConfig) -> None:
-    if not Path(farm.manifest).is_file():
-        remedy = "`uniaudio corpus manifest` writes one, or check_paths: false where this machine does not see the nodes' files"
-        raise UserError("manifest: no such file", seen=farm.manifest, remedy=remedy)

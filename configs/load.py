@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from uniaudio.configs.secrets import redact
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
 
@@ -91,13 +92,14 @@ def validate(kind: type[ConfigT], tree: Any, *, source: str, overrides: Sequence
 
 def _explain(kind: type[Section], error: ValidationError, source: str, overrides: Sequence[str]) -> UserError:
     first, *rest = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"]) or "(root)"
+    key = ".".join(str(part) for part in first["loc"])
     source = next((f"override {given}" for given in reversed(overrides) if f"{key}.".startswith(f"{given.partition('=')[0]}.")), source)
     more = f" (and {len(rest)} more)" if rest else ""
     if first["type"] == "extra_forbidden":
         return UserError(f"{source}: unknown key {key}{more}", seen=first["input"], allowed=", ".join(_keys_beside(kind, first["loc"])))
-    seen = None if first["type"] == "missing" else first["input"]
-    return UserError(f"{source}: {key}: {first['msg']}{more}", seen=seen)
+    # A section's own rule names what it saw; the whole section is too long to show, and may hold what nobody should see.
+    seen = None if first["type"] == "missing" or isinstance(first["input"], dict | list) else redact(str(first["input"]))
+    return UserError(f"{source}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}", seen=seen)
 
 
 def _keys_beside(kind: type[Section], location: tuple[int | str, ...]) -> list[str]:

@@ -128,5 +128,5 @@ def test_submit_without_dry_run_says_that_it_starts_nothing(tmp_path):
     words = ["paper_1b", "--cluster", str(path), "data.shards=/data/shards", "train.output_dir=/data/run"]
     with pytest.raises(UserError, match="starts nothing .*kubectl apply"):
         CliRunner().invoke(submit, words, catch_exceptions=False)
-    printed = CliRunner().invoke(submit, [*words, "--dry-run"], catch_exceptions=False).output
+    printed = CliRunner().invoke(submit, [*words, "--dry-run"], catch_exceptions=False).stdout
     assert [tree["kind"] for tree in yaml.safe_load_all(printed)] == ["ConfigMap", "PyTorchJob"]

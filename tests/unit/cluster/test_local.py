@@ -30,7 +30,7 @@ def shards(tmp_path) -> Path:
 @pytest.fixture
 def cluster_file(tmp_path) -> Path:
     path = tmp_path / "cluster.yaml"
-    path.write_text(f"kind: local\njob_dir: {tmp_path / 'jobs'}\n")
+    path.write_text(f"kind: local\ncheck_paths: false\njob_dir: {tmp_path / 'jobs'}\n")
     return path
 
 
@@ -38,7 +38,8 @@ def test_dry_run_prints_a_command_that_parses_back_and_writes_nothing(shards, cl
     words = ["demo_cpu", "--cluster", str(cluster_file), f"data.shards={shards}", "train.output_dir=a b", "--dry-run"]
     result = CliRunner().invoke(submit, words, catch_exceptions=False)
     assert result.exit_code == 0
-    assert shlex.split(result.output) == [sys.executable, "-m", "uniaudio", "train", f"{tmp_path}/jobs/train-demo-cpu-1/config.yaml"]
+    assert shlex.split(result.stdout) == [sys.executable, "-m", "uniaudio", "train", f"{tmp_path}/jobs/train-demo-cpu-1/config.yaml"]
+    assert "layout: tensor 2 x pipeline 1 x data 1 = 2 processes\n" in result.stderr
     assert not (tmp_path / "jobs").exists()
 
 

@@ -45,7 +45,7 @@ def test_the_token_is_in_nothing_that_is_shown_or_sent(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump({"kind": "ray", "check_paths": False, "job_dir": str(tmp_path / "jobs")}))
     words = ["demo", "--farm", "--cluster", str(path), "--dry-run", "manifest=/data/m.jsonl", "output_dir=/data/shards"]
     result = CliRunner().invoke(submit, words, catch_exceptions=False)
-    assert json.loads(result.output)["submission_id"] == "tokenize-demo-1"
+    assert json.loads(result.stdout)["submission_id"] == "tokenize-demo-1"
     assert "do-not-show-me" not in result.output
 
 
