@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.corpus import debian
-from uniaudio.tokenize_farm.corpus.source import Recording, Source, manifest_rows
-from uniaudio.tokenize_farm.corpus.sources import asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games
+from uniaudio.tokenize_farm.corpus.source import MADE, Recording, Source, manifest_rows
+from uniaudio.tokenize_farm.corpus.sources import asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games, sung, voices
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT
 from uniaudio.tokenize_farm.manifest import ManifestRow
 
-_MODULES = (asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games)
+_MODULES = (asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games, sung, voices)
 SOURCES: dict[str, Source] = {source.name: source for module in _MODULES for source in module.SOURCES}
 
 
@@ -53,6 +53,7 @@ def build_corpus(sources: Sequence[Source], cache: Path, *, percent: int = HELD_
         for source in sources:
             progress.update(reading, description=f"reading {source.name}")
             folders = {name: debian.unpack(packages[name], cache, source.wanted, purpose=source.purpose) for name in source.packages}
+            folders[MADE] = cache / MADE / source.name
             origin = f"debian:{source.packages[-1]} {packages[source.packages[-1]].version}"
             recordings: list[Recording] = list(source.read(folders))
             if not recordings:

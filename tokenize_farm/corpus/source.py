@@ -21,6 +21,7 @@ log = get_logger("uniaudio.corpus")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".g722")
 MAX_ROW_SECONDS = 30.0
+MADE = "made"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Recording:
     speaker: str | None = None
     language: str | None = None
     caption: str | None = None
+    midi: str | None = None
+    more: Mapping[str, str] = field(default_factory=dict)  # further keys of the row: alignment, gender, ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Recordings of one origin. `read` takes the folder each package was unpacked into."""
+    """Recordings of one origin. `read` takes the folder each package was unpacked into, and under MADE one to write into."""
 
     name: str
     packages: tuple[str, ...]
@@ -111,7 +114,8 @@ def _row(source: str, recording: Recording, offset: float, duration: float, *, o
         licence=recording.licence,
         source=origin,
         split=split.name,
-        custom={"held_out": split.held_out} if split.held_out else {},
+        midi=recording.midi,
+        custom={**recording.more, **({"held_out": split.held_out} if split.held_out else {})},
     )
 
 

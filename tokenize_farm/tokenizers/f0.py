@@ -1,21 +1,26 @@
 """View `midi`: the pitch of each frame as one of 138 values, (T,) uint16 at 50 frames/s.
 
-0 is unvoiced; value k in 1..137 is 50 Hz x 2^(40 (k - 1) / 1200): 50 Hz to 1157 Hz in steps of 40 cents. F0 by WORLD (dio, refined
-by stonemask) at the middle of each frame, for speech and singing only.
+0 is unvoiced; value k in 1..137 is 50 Hz x 2^(40 (k - 1) / 1200): 50 Hz to 1157 Hz in steps of 40 cents. Speech and singing only: the
+notes of the row's .mid file (`midi`, relative to the recording's folder), else F0 by WORLD (dio, refined by stonemask) at the middle of
+each frame.
 """
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uniaudio.configs.load import validate
 from uniaudio.configs.section import Section
+from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE
+from uniaudio.tokenize_farm.tokenizers.midi import BadMidi, pitches
 from uniaudio.tokenize_farm.tokenizers.protocol import SAMPLES_PER_FRAME, VOICED_KINDS, Clip, num_frames
 from uniaudio.tokenize_farm.tokenizers.resources import fit_frames, require
 
+logger = get_logger("uniaudio.tokenizers")
 NUM_VALUES = 138
 LOWEST_HZ = 50.0
 STEP_CENTS = 40.0
@@ -46,11 +51,21 @@ class F0Tokenizer:
     def __init__(self, options: Mapping[str, Any]) -> None:
         validate(F0Options, dict(options), source="tokenizer f0")
         require("pyworld", needed_for="tokenizer f0 (package pyworld-prebuilt)")
-        self.version = f"1-world-{package_version('pyworld-prebuilt')}"
+        self.version = f"2-world-{package_version('pyworld-prebuilt')}"
 
     def encode(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:
         """(T,) uint16 for speech and singing, else None."""
-        return [self._values(clip.samples) if clip.row.kind in VOICED_KINDS else None for clip in clips]
+        return [self._of(clip) if clip.row.kind in VOICED_KINDS else None for clip in clips]
+
+    def _of(self, clip: Clip) -> np.ndarray | None:
+        if clip.row.midi is None:
+            return self._values(clip.samples)
+        middles = clip.row.offset + (np.arange(num_frames(clip.samples)) + 0.5) * SAMPLES_PER_FRAME / SAMPLE_RATE
+        try:
+            return values_from_hz(pitches(Path(clip.row.audio_filepath).parent / clip.row.midi, middles))
+        except BadMidi as error:
+            logger.warning("no notes for %s: %s", clip.row.id, error)
+            return None
 
     def _values(self, samples: np.ndarray) -> np.ndarray:
         import pyworld

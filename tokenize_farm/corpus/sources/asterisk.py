@@ -23,15 +23,21 @@ def read_texts(path: Path) -> dict[str, str]:
     return texts
 
 
-def _voice(language: str) -> Source:
-    texts_package, audio_package = f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"
+def packages_of(language: str) -> tuple[str, str]:
+    """The packages of a language: texts, recordings."""
+    return f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"
+
+
+def voice(language: str) -> Source:
+    """The recordings of one language."""
+    texts_package, audio_package = packages_of(language)
 
     def read(folders: Mapping[str, Path]) -> Iterator[Recording]:
         texts = read_texts(folders[texts_package] / f"usr/share/doc/{texts_package}/core-sounds-{language}.txt.gz")
         licences = Licences(folders[audio_package] / f"usr/share/doc/{audio_package}/copyright")
-        for voice in sorted((folders[audio_package] / "usr/share/asterisk/sounds").iterdir()):
-            for path in audio_files(voice):
-                key = path.relative_to(voice).with_suffix("").as_posix()
+        for person in sorted((folders[audio_package] / "usr/share/asterisk/sounds").iterdir()):
+            for path in audio_files(person):
+                key = path.relative_to(person).with_suffix("").as_posix()
                 if key in texts:
                     yield Recording(
                         path=path,
@@ -39,7 +45,7 @@ def _voice(language: str) -> Source:
                         kind="speech",
                         text=texts[key],
                         language=language,
-                        speaker=f"asterisk-{voice.name.rsplit('_', 1)[-1].lower()}",
+                        speaker=f"asterisk-{person.name.rsplit('_', 1)[-1].lower()}",
                         licence=licences.of(f"{language}-{key}"),
                     )
 
@@ -51,4 +57,4 @@ def _read_music(folders: Mapping[str, Path]) -> Iterator[Recording]:
         yield Recording(path=path, name=path.stem, kind="music", caption=f"music: {readable(path.stem)}", licence="CC-BY-SA-3.0")
 
 
-SOURCES = [*(_voice(language) for language in VOICES), Source("asterisk-moh", ("asterisk-moh-opsound-g722",), _read_music)]
+SOURCES = [*(voice(language) for language in VOICES), Source("asterisk-moh", ("asterisk-moh-opsound-g722",), _read_music)]

@@ -100,10 +100,10 @@ def test_times_count_from_the_start_of_the_recording(tmp_path: Path) -> None:
         (textgrid({"words": []}).replace("words", "notes").encode(), "holds no words and no phones of r"),
     ],
 )
-def test_a_bad_alignment_leaves_the_clip_without_the_view(tmp_path: Path, caplog, content: bytes | None, message: str) -> None:
+def test_a_bad_alignment_leaves_the_clip_without_the_view(tmp_path: Path, caplog, monkeypatch, content, message) -> None:
     if content is not None:
         (tmp_path / "r.TextGrid").write_bytes(content)
-    logging.getLogger("uniaudio").propagate = True
+    monkeypatch.setattr(logging.getLogger("uniaudio"), "propagate", True)
     assert AlignedPhoneTokenizer({"aligner": "none"}).encode([clip(tmp_path, alignment="r.TextGrid")]) == [None]
     assert message in caplog.text
     (tmp_path / "r.ctm").write_text("a b c")

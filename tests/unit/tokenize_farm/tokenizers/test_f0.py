@@ -1,5 +1,8 @@
 """F0 values: pitch in, pitch out."""
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -54,3 +57,36 @@ def test_one_value_a_frame_whatever_the_length(length: int) -> None:
 def test_sounds_and_music_have_no_pitch_view() -> None:
     assert encode(voice(np.full(16_000, 200.0)), "sound") is None and encode(voice(np.full(16_000, 200.0)), "music") is None
     assert encode(voice(np.full(16_000, 200.0)), "singing") is not None
+
+
+def write_midi(path: Path) -> None:
+    """Half a second of A3, at twice the tempo a quarter of rest and half a second of A4 under a drum."""
+    import mido
+
+    notes = mido.MidiTrack()
+    notes += [mido.Message("note_on", note=57, velocity=64, time=0), mido.Message("note_off", note=57, time=480)]
+    notes += [mido.MetaMessage("set_tempo", tempo=250_000, time=0), mido.Message("note_on", note=69, velocity=64, time=480)]
+    notes += [mido.Message("note_on", note=40, velocity=64, channel=9, time=0), mido.Message("note_on", note=69, velocity=0, time=960)]
+    file = mido.MidiFile(ticks_per_beat=480)
+    file.tracks.append(notes)
+    file.save(path)
+
+
+def test_notes_of_a_midi_file_count_before_the_sound(tmp_path: Path) -> None:
+    write_midi(tmp_path / "song.mid")
+    row = ManifestRow(id="a", audio_filepath=str(tmp_path / "a.wav"), kind="singing", midi="song.mid")
+    tokenizer, samples = F0Tokenizer({}), np.zeros(int(1.5 * 16_000), np.float32)
+    [values] = tokenizer.encode([Clip(row, samples)])
+    np.testing.assert_allclose(hz_from_values(values), [220.0] * 25 + [0.0] * 12 + [440.0] * 25 + [0.0] * 13, rtol=0.012)
+    [later] = tokenizer.encode([Clip(row.model_copy(update={"offset": 0.5}), samples[:16_000])])
+    np.testing.assert_array_equal(later, values[25:])
+    assert tokenizer.encode([Clip(row.model_copy(update={"kind": "music"}), samples)]) == [None]
+
+
+def test_a_bad_midi_file_leaves_the_clip_without_the_view(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("uniaudio"), "propagate", True)
+    (tmp_path / "bad.mid").write_bytes(b"MThd is not enough")
+    for name in ("bad.mid", "none.mid"):
+        row = ManifestRow(id="a", audio_filepath=str(tmp_path / "a.wav"), kind="singing", midi=name)
+        assert F0Tokenizer({}).encode([Clip(row, np.zeros(16_000, np.float32))]) == [None]
+        assert f"{name} cannot be read" in caplog.text
