@@ -17,6 +17,7 @@ class CodecModelConfig(Section):
     width: int = Field(512, ge=8)
     fine_width: int = Field(384, ge=8)
     kernel_size: int = Field(7, ge=1, description="width of each block's convolution over time; odd")
+    expansion: int = Field(3, ge=1, description="width of each block's perceptron, in widths of the block")
     encoder_fine_layers: int = Field(3, ge=0)
     encoder_layers: int = Field(3, ge=1)
     decoder_layers: int = Field(4, ge=1)
@@ -51,23 +52,25 @@ class CodecDataConfig(Section):
 
 
 class CodecLossConfig(Section):
-    """Weights of the terms of the loss."""
+    """Weights of the terms of the loss. Those said to be shares are sizes of a term's gradient beside the mel term's, kept throughout."""
 
-    mel: float = Field(15.0, ge=0)
-    spectrum: float = Field(2.0, ge=0, description="complex STFT difference")
-    loudness: float = Field(4.0, ge=0, description="loudness difference on the Bark scale")
+    mel: float = Field(15.0, gt=0)
+    spectrum: float = Field(0.7, ge=0, description="share of the complex STFT difference")
+    quality: float = Field(0.7, ge=0, description="share of the disturbance after ITU-T P.862 (PESQ)")
+    intelligibility: float = Field(0.3, ge=0, description="share of 1 - STOI")
+    judges: float = Field(0.7, ge=0, description="share of what the discriminators say: feature differences and verdicts")
+    adversarial: float = Field(0.25, ge=0, description="weight of the verdicts beside the feature differences")
     commitment: float = Field(0.25, ge=0)
     codebook: float = Field(1.0, ge=0)
-    adversarial: float = Field(0.5, ge=0)
-    features: float = Field(2.0, ge=0)
 
 
 class CodecTrainConfig(Section):
     """Schedule and resources of codec training; progress is the larger of steps/max_steps and minutes/max_minutes."""
 
+    init_from: str | None = Field(None, description="weights to start from, a file or `shipped`; layers and expansion may be larger here")
     max_steps: int = Field(100_000, ge=1)
     max_minutes: float | None = Field(None, gt=0, description="training minutes over all restarts; the schedule fits itself to it")
-    batch_size: int = Field(96, ge=1)
+    batch_size: int = Field(96, ge=1, description="clips of one process")
     lr: float = Field(5e-4, gt=0)
     discriminator_lr: float = Field(3e-4, gt=0)
     warmup_steps: int = Field(300, ge=0)
@@ -80,7 +83,9 @@ class CodecTrainConfig(Section):
     discriminator_frames: int = Field(40, ge=4)
     discriminator_scales: list[int] = Field(default_factory=lambda: [2048, 1024, 512, 256, 128])
     discriminator_channels: int = Field(32, ge=4)
-    all_levels_probability: float = Field(0.5, ge=0, le=1, description="share of clips that use every level; the rest draws 1..all")
+    all_levels_probability: tuple[float, float] = Field(
+        (0.5, 0.5), description="share of clips that use every level, at the start and at the end; the rest draws 1..all"
+    )
     revive_every: int = Field(100, ge=1)
     revive_below: float = Field(0.05, ge=0, description="usage, 1 being even use, under which a code is replaced")
     revive_until: float = Field(0.8, ge=0, le=1, description="progress after which no code is replaced")
@@ -92,6 +97,12 @@ class CodecTrainConfig(Section):
     log_every: int = Field(200, ge=1)
     save_every_minutes: float = Field(10.0, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> "CodecTrainConfig":
+        if not all(0 <= share <= 1 for share in self.all_levels_probability):
+            raise ValueError(f"all_levels_probability must lie between 0 and 1, seen {self.all_levels_probability}")
+        return self
+
 
 class CodecConfig(Section):
     """What `uniaudio codec train` reads."""
@@ -101,3 +112,4 @@ class CodecConfig(Section):
     losses: CodecLossConfig = CodecLossConfig()
     train: CodecTrainConfig = CodecTrainConfig()
     output_dir: str
+    experiment: str | None = Field("codec", description="MLflow experiment; null keeps no MLflow run")

@@ -1,13 +1,12 @@
 """`uniaudio codec`: pack recordings, train, encode, decode, evaluate, measure speed."""
 
 import json
+import os
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniaudio.configs.codec import CodecConfig
 from uniaudio.configs.load import load_config
@@ -71,19 +70,25 @@ def pack(manifest: Path, out: Path, quality: float, part_mib: int, source_minute
 def train(config: str, overrides: tuple[str, ...], device: str, stop_after: float | None) -> None:
     """Train a codec by CONFIG (a YAML file or a shipped name), or go on where it stopped.
 
+    Several GPUs: start it with `torchrun --nproc-per-node N -m uniaudio codec train ...`.
+
     Example: uniaudio codec train universal_16khz data.pack=pack output_dir=out --device cuda
     """
-    from uniaudio.tokenize_farm.codec.train import CodecTraining
+    from uniaudio.tokenize_farm.codec.group import Group
+    from uniaudio.tokenize_farm.codec.run import train_codec
 
     settings = load_config(CodecConfig, config, folder="codecs", overrides=overrides)
-    training = CodecTraining(settings, _device(device))
-    columns = (TextColumn("codec"), BarColumn(), TextColumn("{task.percentage:>5.1f}% {task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=1.0)
-        bar.update(task, completed=training.progress)
-        progress = training.run(max_seconds=stop_after, report=lambda done, text: bar.update(task, completed=done, description=text))
-    weights = training.output / "codec.safetensors"
-    click.echo(f"step {training.step}, {training.seconds / 60:.1f} minutes, {progress:.1%} of the schedule: {weights}")
+    place = _device(device)
+    if place.type == "cuda" and place.index is None and "LOCAL_RANK" in os.environ:
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    group = Group.from_environment(place)
+    try:
+        training = train_codec(settings, place, group, stop_after=stop_after)
+    finally:
+        group.close()
+    if group.rank == 0:
+        weights = training.output / "codec.safetensors"
+        click.echo(f"step {training.step}, {training.seconds / 60:.1f} minutes, {training.progress:.1%} of the schedule: {weights}")
 
 
 @codec.command()

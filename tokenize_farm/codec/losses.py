@@ -1,6 +1,6 @@
-"""What the codec is trained to make small: spectral, loudness and adversarial differences between two waveforms.
+"""What the codec is trained to make small: spectral and adversarial differences between two waveforms (`perceptual.py` has the rest).
 
-Owns the loss formulas; knows neither the codec nor the schedule.
+Owns the loss formulas and how their gradients are balanced; knows neither the codec nor the schedule.
 Shapes: a, b (B, S) float32 waveforms at 16 kHz, a the recording and b its reconstruction.
 """
 
@@ -13,31 +13,14 @@ from torch import Tensor, nn
 # (window, mel bands); the hop is a quarter of the window (Descript audio codec, section 3.4)
 MEL_SCALES = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 80), (2048, 96))
 COMPLEX_WINDOWS = (256, 512, 1024)
-BARK_BANDS = 49
 
 
 def mel_filters(window: int, bands: int, sample_rate: int) -> Tensor:
     """Triangles between points evenly spaced on the mel scale: (bands, window / 2 + 1)."""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    return _triangles(700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1), window, sample_rate)
-
-
-def bark_filters(window: int, sample_rate: int) -> tuple[Tensor, Tensor]:
-    """Triangles evenly spaced on the Bark scale (Traunmueller 1990), and the hearing threshold at their peaks.
-
-    (BARK_BANDS, window / 2 + 1), and (BARK_BANDS, 1) power by Terhardt's (1979) formula, where 0 dB SPL is 1.
-    """
-    top = 26.81 * (sample_rate / 2) / (1960 + sample_rate / 2) - 0.53
-    bark = torch.linspace(0, top, BARK_BANDS + 2)
-    points = 1960 * (bark + 0.53) / (26.28 - bark)
-    khz = points[1:-1, None] / 1000
-    threshold_db = 3.64 * khz**-0.8 - 6.5 * torch.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
-    return _triangles(points, window, sample_rate), 10 ** (threshold_db / 10)
-
-
-def _triangles(points_hz: Tensor, window: int, sample_rate: int) -> Tensor:
+    points = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1)
-    low, centre, high = points_hz[:-2, None], points_hz[1:-1, None], points_hz[2:, None]
+    low, centre, high = points[:-2, None], points[1:-1, None], points[2:, None]
     return torch.minimum((frequencies - low) / (centre - low), (high - frequencies) / (high - centre)).clamp_min(0)
 
 
@@ -64,44 +47,39 @@ class ReconstructionLoss(nn.Module):
         return mel / len(MEL_SCALES), spectrum / len(COMPLEX_WINDOWS)
 
 
-class LoudnessLoss(nn.Module):
-    """Difference in perceived loudness on the Bark scale, after the disturbance measures of ITU-T P.862.
-
-    Power in 49 Bark bands (window 512) -> Zwicker's loudness -> |difference| minus a dead zone of a quarter of the
-    smaller loudness; what was added counts more than what was lost (P.862's asymmetry factor).
-    """
-
-    LEVEL = 10**7.9  # clips are scaled to this power: P.862's listening level of 79 dB SPL
-    SONE = 0.187  # P.862's scale of loudness at 16 kHz
-
-    def __init__(self, sample_rate: int = 16_000, window: int = 512) -> None:
-        super().__init__()
-        filters, threshold = bark_filters(window, sample_rate)
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("threshold", threshold, persistent=False)
-
-    def forward(self, recorded_BS: Tensor, decoded_BS: Tensor) -> Tensor:
-        """Mean disturbance per band and frame, scalar, in sone."""
-        power = stft(torch.cat([recorded_BS, decoded_BS]), self.window, hop=len(self.window) // 2)
-        recorded, decoded = (power.real.square() + power.imag.square()).chunk(2)
-        scale = self.LEVEL / recorded.sum(1).mean(1).clamp_min(1e-3)  # of each clip; a silent one is not blown up
-        recorded, decoded = ((self.filters @ part) * scale[:, None, None] for part in (recorded, decoded))
-        loud_a, loud_b = self._loudness(recorded), self._loudness(decoded)
-        difference = loud_b - loud_a
-        disturbance = (difference.abs() - 0.25 * torch.minimum(loud_a, loud_b).detach()).clamp_min(0)
-        ratio = ((decoded + 50) / (recorded + 50)) ** 1.2
-        asymmetry = torch.where(ratio < 3, torch.zeros_like(ratio), ratio.clamp(max=12)).detach()
-        return (disturbance * (0.1 + 0.03 * asymmetry)).mean()
-
-    def _loudness(self, power: Tensor) -> Tensor:
-        threshold = self.threshold
-        return self.SONE * (threshold / 0.5) ** 0.23 * ((0.5 + 0.5 * power / threshold) ** 0.23 - 1).clamp_min(0)
-
-
 def stft(samples_BS: Tensor, window: Tensor, hop: int | None = None) -> Tensor:
     """Centred complex spectra (B, window / 2 + 1, frames); the hop is a quarter of the window unless given."""
     return torch.stft(samples_BS, len(window), hop or len(window) // 4, window=window, return_complex=True, pad_mode="constant")
+
+
+class GradientBalance(nn.Module):
+    """Adds up the gradients of several losses in given proportions, whatever the losses' own sizes (EnCodec, section 3.4).
+
+    The first loss keeps its gradient times its weight; every other one's is scaled to `share` times the norm of that, by moving means
+    of the norms. So a share says what a loss counts for, from the first step to the last.
+    """
+
+    norms: Tensor
+
+    def __init__(self, anchor: str, weight: float, shares: dict[str, float], decay: float = 0.99) -> None:
+        super().__init__()
+        self.names, self.weights, self.decay = [anchor, *shares], [weight, *shares.values()], decay
+        self.register_buffer("norms", torch.zeros(2, len(self.names)))  # moving sums of the norms, and of the steps they were seen in
+
+    def forward(self, losses: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """The combined gradient with respect to `inputs`; losses without a weight, and names that are absent, count for nothing."""
+        wanted = [name for name in self.names if name in losses and self.weights[self.names.index(name)] > 0]
+        gradients = {name: torch.autograd.grad(losses[name], inputs, retain_graph=True)[0] for name in wanted}
+        for name, gradient in gradients.items():
+            seen = self.norms[:, self.names.index(name)]
+            seen.mul_(self.decay).add_(torch.stack([gradient.norm(), torch.ones_like(seen[0])]), alpha=1 - self.decay)
+        size = self.norms[0] / self.norms[1].clamp_min(1e-12)
+        total = torch.zeros_like(inputs)
+        for name, gradient in gradients.items():
+            index = self.names.index(name)
+            scale = 1.0 if index == 0 else size[0] / size[index].clamp_min(1e-12)
+            total = total + gradient * (scale * self.weights[index] * (1 if index == 0 else self.weights[0]))
+        return total
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

@@ -15,18 +15,17 @@ from uniaudio.tokenize_farm.codec.quantizer import ResidualQuantizer
 from uniaudio.tokenize_farm.codec.spectral import Spectral
 
 CHUNK_FRAMES = 3000  # frames a row that are computed at once: one minute
-EXPANSION = 3
 
 
 class Block(nn.Module):
     """ConvNeXt block over time: depthwise convolution, LayerNorm, two-layer perceptron, scaled residual."""
 
-    def __init__(self, width: int, kernel_size: int) -> None:
+    def __init__(self, width: int, kernel_size: int, expansion: int) -> None:
         super().__init__()
         self.kernel_KD = nn.Parameter(torch.randn(kernel_size, width) / kernel_size**0.5)
         self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, EXPANSION * width)
-        self.down = nn.Linear(EXPANSION * width, width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.2))
 
     def forward(self, hidden_BTD: Tensor, mask_BT1: Tensor | None) -> Tensor:
@@ -46,6 +45,10 @@ def depthwise(hidden_BTD: Tensor, kernel_KD: Tensor) -> Tensor:
     return F.conv1d(hidden_BTD.transpose(1, 2), kernel, padding=size // 2, groups=len(kernel)).transpose(1, 2)
 
 
+def _blocks(width: int, count: int, config: CodecModelConfig) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, config.kernel_size, config.expansion) for _ in range(count))
+
+
 class Encoder(nn.Module):
     """Spectra (B, R * T, F) -> (B, T, D)."""
 
@@ -54,9 +57,9 @@ class Encoder(nn.Module):
         self.ratio = config.fine_ratio
         self.inputs = nn.Linear(3 * num_bins, config.fine_width)
         self.inputs_norm = nn.LayerNorm(config.fine_width)
-        self.fine = nn.ModuleList(Block(config.fine_width, config.kernel_size) for _ in range(config.encoder_fine_layers))
+        self.fine = _blocks(config.fine_width, config.encoder_fine_layers, config)
         self.merge = nn.Linear(config.fine_ratio * config.fine_width, config.width)
-        self.coarse = nn.ModuleList(Block(config.width, config.kernel_size) for _ in range(config.encoder_layers))
+        self.coarse = _blocks(config.width, config.encoder_layers, config)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, spectra_BNF: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -79,9 +82,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.ratio, self.fine_width = config.fine_ratio, config.fine_width
         self.inputs = nn.Linear(config.width, config.width)
-        self.coarse = nn.ModuleList(Block(config.width, config.kernel_size) for _ in range(config.decoder_layers))
+        self.coarse = _blocks(config.width, config.decoder_layers, config)
         self.split = nn.Linear(config.width, config.fine_ratio * config.fine_width)
-        self.fine = nn.ModuleList(Block(config.fine_width, config.kernel_size) for _ in range(config.decoder_fine_layers))
+        self.fine = _blocks(config.fine_width, config.decoder_fine_layers, config)
         self.norm = nn.LayerNorm(config.fine_width)
         self.outputs = nn.Linear(config.fine_width, 2 * num_bins)
 

@@ -13,30 +13,38 @@ from torch import Tensor
 from uniaudio.configs.codec import CodecConfig
 from uniaudio.tokenize_farm.codec.data import PackedRecordings
 from uniaudio.tokenize_farm.codec.discriminators import Discriminators
+from uniaudio.tokenize_farm.codec.group import Group
+from uniaudio.tokenize_farm.codec.grow import grow_from
 from uniaudio.tokenize_farm.codec.losses import (
-    LoudnessLoss,
+    GradientBalance,
     ReconstructionLoss,
     adversarial_loss,
     discriminator_loss,
     feature_loss,
 )
 from uniaudio.tokenize_farm.codec.model import Block, UniversalCodec
+from uniaudio.tokenize_farm.codec.perceptual import IntelligibilityLoss, QualityLoss
 
-STATISTICS = ("mel", "spectrum", "loudness", "commitment", "codebook", "gradient_norm", "discriminator", "adversarial", "features")
+COMPARED = ("mel", "spectrum", "quality", "intelligibility")
+STATISTICS = (*COMPARED, "commitment", "codebook", "gradient_norm", "discriminator", "adversarial", "features")
+STATEFUL = ("codec", "average", "discriminators", "balance", "optimizer", "discriminator_optimizer")
 GRAPH_WARMUP = 3  # eager steps before a capture: they create optimizer states, FFT plans and compiled kernels
 
 
 class CodecStep:
     """Networks and optimizers, and `run(discriminate)`, which does one step and leaves its figures in `statistics`."""
 
-    def __init__(self, config: CodecConfig, data: PackedRecordings, device: torch.device) -> None:
-        self.config, self.data, self.device = config, data, device
-        train = config.train
+    def __init__(self, config: CodecConfig, data: PackedRecordings, device: torch.device, group: Group) -> None:
+        self.config, self.data, self.device, self.group = config, data, device, group
+        train, losses = config.train, config.losses
         self.codec = UniversalCodec(config.model).to(device).train()
         self.discriminators = Discriminators(train.discriminator_scales, train.discriminator_channels).to(device)
         self.discriminators.to(memory_format=torch.channels_last)
         self.reconstruction = ReconstructionLoss(config.model.sample_rate).to(device)
-        self.loudness = LoudnessLoss(config.model.sample_rate).to(device)
+        self.quality, self.intelligibility = QualityLoss().to(device), IntelligibilityLoss().to(device)
+        shares = {name: getattr(losses, name) for name in ("spectrum", "quality", "intelligibility", "judges")}
+        self.balance = GradientBalance("mel", losses.mel, shares).to(device)
+        self.all_levels_share = torch.full((), train.all_levels_probability[0], device=device)
         self.optimizer = self._adamw(self.codec, train.lr)
         self.discriminator_optimizer = self._adamw(self.discriminators, train.discriminator_lr)
         self.statistics = torch.zeros(len(STATISTICS), device=device)
@@ -58,14 +66,21 @@ class CodecStep:
         return torch.optim.AdamW(groups, lr=rate, betas=train.betas, fused=cuda, capturable=cuda)
 
     @torch.no_grad()
-    def initialize(self) -> None:
-        """Puts the codebooks on data; once, before the first step."""
-        self.codec.quantizer.initialize(self.codec.encoder(self.codec.spectral(self.data.draw(self.config.train.batch_size)), None))
+    def initialize(self, trained: UniversalCodec | None) -> None:
+        """Before the first step: the function of a trained codec, or codebooks that lie on data; the same in every process."""
+        if trained is None:
+            samples = self.data.draw(self.config.train.batch_size)
+            self.codec.quantizer.initialize(self.codec.encoder(self.codec.spectral(samples), None))
+        else:
+            grow_from(self.codec, trained)
+        self.group.copy_first([*self.codec.state_dict().values(), *self.discriminators.state_dict().values()])
         self.average.load_state_dict(self.codec.state_dict())
 
-    def set_rates(self, share: float) -> None:
-        """Both learning rates become `share` of their peak."""
+    def set_schedule(self, share: float, progress: float) -> None:
+        """Both learning rates become `share` of their peak; the use of all levels goes with the progress (0 to 1)."""
         train = self.config.train
+        first, last = train.all_levels_probability
+        self.all_levels_share.fill_(first + (last - first) * progress)
         for optimizer, peak in ((self.optimizer, train.lr), (self.discriminator_optimizer, train.discriminator_lr)):
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
@@ -90,40 +105,49 @@ class CodecStep:
             graph.replay()
 
     def _step(self, discriminate: bool) -> None:
-        train, losses = self.config.train, self.config.losses
+        train, weights = self.config.train, self.config.losses
         recorded = self.data.draw(train.batch_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
             decoded, commitment, codebook = self.codec(recorded, self._levels())
         leaf = decoded.detach().requires_grad_()
-        mel, spectrum = self.reconstruction(recorded, leaf)
-        loudness = self.loudness(recorded, leaf)
-        gradient = torch.autograd.grad(losses.mel * mel + losses.spectrum * spectrum + losses.loudness * loudness, leaf)[0]
+        compared = [*self.reconstruction(recorded, leaf), self.quality(recorded, leaf), self.intelligibility(recorded, leaf)]
+        losses = dict(zip(COMPARED, compared))
         judged = [torch.zeros((), device=self.device)] * 3
         if discriminate:
-            extra, judged = self._judge(recorded, leaf)
-            gradient = gradient + extra
-        quantization = losses.commitment * commitment + losses.codebook * codebook
+            losses["judges"], judged = self._judge(recorded, leaf)
+        gradient = self.balance(losses, leaf)
+        if discriminate:
+            self.discriminator_optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(judged[0], inputs=list(self.discriminators.parameters()))
+            self._update(self.discriminators, self.discriminator_optimizer)
+        quantization = weights.commitment * commitment + weights.codebook * codebook
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([decoded, quantization], [gradient, None])
-        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), train.clip_norm)
-        self.optimizer.step()
+        norm = self._update(self.codec, self.optimizer)
         with torch.no_grad():
             averages, values = list(self.average.state_dict().values()), list(self.codec.state_dict().values())
             torch._foreach_lerp_(averages, values, 1 - train.average_decay)
-            self.statistics.copy_(torch.stack([mel, spectrum, loudness, commitment, codebook, norm, *judged]).detach())
+            self.statistics.copy_(torch.stack([*compared, commitment, codebook, norm, *judged]).detach())
+
+    def _update(self, module: torch.nn.Module, optimizer: torch.optim.AdamW) -> Tensor:
+        """One step by the gradients of all processes; returns their norm before it was clipped."""
+        self.group.average([p.grad for p in module.parameters() if p.grad is not None])
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.train.clip_norm)
+        optimizer.step()
+        return norm
 
     def _levels(self) -> Tensor:
         """How many levels each clip of the batch uses."""
         batch, total = self.config.train.batch_size, self.config.model.num_codebooks
         some = torch.randint(1, total + 1, (batch,), device=self.device)
-        return torch.where(torch.rand(batch, device=self.device) < self.config.train.all_levels_probability, total, some)
+        return torch.where(torch.rand(batch, device=self.device) < self.all_levels_share, total, some)
 
     def _judge(self, recorded: Tensor, decoded: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Updates the discriminators on a part of the batch; returns the gradient with respect to `decoded`.
+        """The discriminators on a part of the batch: the loss of `decoded` before them, and (their own loss, verdicts, features).
 
-        One forward pass serves both sides, so the codec follows the discriminators as they were before this update.
+        One forward pass serves both sides, so the codec follows the discriminators as they were before their update.
         """
-        train, losses = self.config.train, self.config.losses
+        train = self.config.train
         clips = min(train.discriminator_batch, train.batch_size)
         size = min(train.discriminator_frames * self.config.model.hop, recorded.shape[1])
         first = (torch.rand(clips, 1, device=self.device) * (recorded.shape[1] - size + 1)).long()
@@ -132,37 +156,31 @@ class CodecStep:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
             verdicts, inner = self.discriminators(pair)
         real, fake = [v[:clips] for v in verdicts], [v[clips:] for v in verdicts]
-        loss = discriminator_loss(real, fake)
-        parameters = list(self.discriminators.parameters())
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss, retain_graph=True, inputs=parameters)
-        adversarial = adversarial_loss(fake)
+        loss, adversarial = discriminator_loss(real, fake), adversarial_loss(fake)
         features = feature_loss([[x[:clips] for x in layers] for layers in inner], [[x[clips:] for x in layers] for layers in inner])
-        (gradient,) = torch.autograd.grad(losses.adversarial * adversarial + losses.features * features, decoded)
-        torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-        self.discriminator_optimizer.step()
-        return gradient, [loss, adversarial, features]
+        return features + self.config.losses.adversarial * adversarial, [loss, adversarial, features]
+
+    def synchronize(self) -> None:
+        """Makes what each process counts for itself (use of the codes) the same in all of them, and the points codes may move to."""
+        for level in self.codec.quantizer.levels:
+            self.group.average([level.usage])
+            self.group.copy_first([level.recent])
 
     def state(self) -> dict[str, object]:
-        """Everything the next step depends on, but the data."""
+        """Everything the next step depends on, but the data; the random states are those of every process."""
         cuda = self.device.type == "cuda"
-        return {
-            "codec": self.codec.state_dict(),
-            "average": self.average.state_dict(),
-            "discriminators": self.discriminators.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
-        }
+        own = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None}
+        return {name: getattr(self, name).state_dict() for name in STATEFUL} | {"random": self.group.collect(own)}
 
     def load_state(self, state: dict) -> None:
-        """Goes back to a `state()`."""
-        for name in ("codec", "average", "discriminators", "optimizer", "discriminator_optimizer"):
+        """Goes back to a `state()`. A process that had no part in it goes on from its own seed."""
+        for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        torch.set_rng_state(state["rng"].cpu())
-        if self.device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        if self.group.rank < len(state["random"]):
+            own = state["random"][self.group.rank]
+            torch.set_rng_state(own["rng"].cpu())
+            if self.device.type == "cuda" and own["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)
 
 
 def _on_side_stream(work: Callable[[], None]) -> None:

@@ -17,10 +17,13 @@ from uniaudio.configs.codec import CodecConfig, CodecTrainConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.codec.data import PackedRecordings
+from uniaudio.tokenize_farm.codec.group import Group
 from uniaudio.tokenize_farm.codec.step import STATISTICS, CodecStep
-from uniaudio.tokenize_farm.codec.weights import save_codec
+from uniaudio.tokenize_farm.codec.weights import load_codec, save_codec
 
 log = get_logger(__name__)
+ALONE = Group()
+SHOWN = ("mel", "quality", "intelligibility", "least_used")
 
 
 def rate_share(train: CodecTrainConfig, step: int, progress: float) -> float:
@@ -31,22 +34,31 @@ def rate_share(train: CodecTrainConfig, step: int, progress: float) -> float:
 
 
 class CodecTraining:
-    """A training that can stop and go on: `run()` trains until the schedule, or this call's time, is over."""
+    """A training that can stop and go on: `run()` trains until the schedule, or this call's time, is over.
 
-    def __init__(self, config: CodecConfig, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
-        self.config, self.device, self.clock = config, device, clock
+    With a `group` of several processes each of them draws its own clips, and process 0 writes.
+    """
+
+    def __init__(
+        self, config: CodecConfig, device: torch.device, *, group: Group = ALONE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config, self.device, self.group, self.clock = config, device, group, clock
         self.output = Path(config.output_dir)
         self.step, self.seconds = 0, 0.0
-        torch.manual_seed(config.train.seed)
+        self.run_id: str | None = None
+        if config.train.cuda_graph and group.size > 1:
+            raise UserError("train.cuda_graph is for one process", seen=f"{group.size} of them", remedy="set train.cuda_graph=false")
+        torch.manual_seed(config.train.seed + group.rank)
         if device.type == "cuda":  # mel filters and code search in TF32: training only
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         data = PackedRecordings(config.data, config.data.segment_frames * config.model.hop, device)
-        self.work = CodecStep(config, data, device)
+        self.work = CodecStep(config, data, device, group)
         if (self.output / "state.pt").exists():
             self._load()
         else:
-            self.work.initialize()
+            source = config.train.init_from
+            self.work.initialize(None if source is None else load_codec(None if source == "shipped" else source))
 
     @property
     def progress(self) -> float:
@@ -55,48 +67,75 @@ class CodecTraining:
         by_time = self.seconds / 60 / train.max_minutes if train.max_minutes else 0.0
         return min(1.0, max(self.step / train.max_steps, by_time))
 
-    def run(self, *, max_seconds: float | None = None, report: Callable[[float, str], None] = lambda done, text: None) -> float:
+    def run(
+        self,
+        *,
+        max_seconds: float | None = None,
+        report: Callable[[float, str], None] = lambda done, text: None,
+        record: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ) -> float:
         """Trains until progress is 1 or `max_seconds` of this call are over, saves, and returns the progress.
 
-        `report(progress, text)` is called at every log line. Raises UserError when the losses are no longer finite.
+        At every log line process 0 calls `report(progress, text)` and `record(step, figures)`. Raises UserError when a loss is no
+        longer finite.
         """
         train = self.config.train
-        begun, before, saved, revived = self.clock(), self.seconds, self.clock(), torch.zeros((), device=self.device)
+        begun, before, saved, revived = self.clock(), self.seconds, self.seconds, torch.zeros((), device=self.device)
         while self.progress < 1 and (max_seconds is None or self.seconds - before < max_seconds):
             progress = self.progress
-            self.work.set_rates(rate_share(train, self.step, progress))
+            self.work.set_schedule(rate_share(train, self.step, progress), progress)
             self.work.run(discriminate=progress >= train.discriminate_from)
             self.step += 1
             if self.step % train.revive_every == 0 and progress < train.revive_until:
+                self.work.synchronize()
                 revived += self.work.codec.quantizer.revive(train.revive_below)
             if self.step % train.log_every == 0:
-                report(self.progress, self._log(progress, revived))
-            self.seconds = before + self.clock() - begun
-            if self.clock() - saved > train.save_every_minutes * 60:
+                figures = self._figures(progress, revived)
+                if self.group.rank == 0:
+                    self._write(figures)
+                    record(self.step, figures)
+                    report(self.progress, f"step {self.step} " + " ".join(f"{name} {figures[name]:.3f}" for name in SHOWN))
+            self.seconds = self._agreed(before + self.clock() - begun)
+            if self.seconds - saved > train.save_every_minutes * 60:
                 self.save()
-                saved = self.clock()
+                saved = self.seconds
         self.save()
         return self.progress
 
-    def _log(self, progress: float, revived: torch.Tensor) -> str:
-        """Writes one line of figures; the only place that waits for the device."""
+    def _agreed(self, seconds: float) -> float:
+        """Process 0's clock, so that all of them stop and save at the same step."""
+        if self.group.size == 1:
+            return seconds
+        value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        self.group.copy_first([value])
+        return float(value)
+
+    def _figures(self, progress: float, revived: torch.Tensor) -> dict[str, float]:
+        """Losses since the start of this step, and how many codes each level uses; the only place that waits for the device."""
         values = dict(zip(STATISTICS, self.work.statistics.tolist()))
         if not all(math.isfinite(value) for value in values.values()):
             raise UserError(
                 "codec training diverged: a loss is not finite", seen=values, remedy="lower train.lr, or resume from the last save"
             )
-        used = [round(float((level.usage > 0.1).float().mean()), 3) for level in self.work.codec.quantizer.levels]
-        line = {"step": self.step, "seconds": round(self.seconds, 1), "progress": round(progress, 4)}
-        line |= {name: round(value, 5) for name, value in values.items()} | {"used": used, "revived": int(revived)}
+        used = [float((level.usage > 0.1).float().mean()) for level in self.work.codec.quantizer.levels]
+        line = {"seconds": round(self.seconds, 1), "progress": round(progress, 4)} | {name: round(x, 5) for name, x in values.items()}
+        line |= {f"used_{index + 1}": round(share, 3) for index, share in enumerate(used)} | {"least_used": round(min(used), 3)}
+        line["revived"] = int(revived)
         revived.zero_()
+        return line
+
+    def _write(self, figures: dict[str, float]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        return f"step {self.step} mel {values['mel']:.4f} loudness {values['loudness']:.3f} used {min(used):.2f}"
+            file.write(json.dumps({"step": self.step} | figures) + "\n")
 
     def save(self) -> None:
         """Publishes the state for a restart, and the weights to use."""
-        state = {"step": self.step, "seconds": self.seconds, "config": self.config.model_dump_json(), "work": self.work.state()}
+        self.work.synchronize()
+        work = self.work.state()
+        if self.group.rank != 0:
+            return
+        state = {"step": self.step, "seconds": self.seconds, "run_id": self.run_id, "config": self.config.model_dump_json(), "work": work}
         with publish_file(self.output / "state.pt") as temporary:
             torch.save(state, temporary)
         notes = {
@@ -112,6 +151,6 @@ class CodecTraining:
         theirs = CodecConfig.model_validate_json(state["config"])
         if theirs.model != self.config.model:
             raise UserError("output_dir holds the state of a codec of another shape", seen=theirs.model, remedy="choose another output_dir")
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.run_id = state["step"], state["seconds"], state["run_id"]
         self.work.load_state(state["work"])
         log.info("resumed at step %d after %.1f minutes", self.step, self.seconds / 60)

@@ -5,10 +5,9 @@ import torch
 
 from uniaudio.tokenize_farm.codec.discriminators import Discriminators
 from uniaudio.tokenize_farm.codec.losses import (
-    LoudnessLoss,
+    GradientBalance,
     ReconstructionLoss,
     adversarial_loss,
-    bark_filters,
     discriminator_loss,
     feature_loss,
     mel_filters,
@@ -20,44 +19,49 @@ def tone(seed: int = 0) -> torch.Tensor:
 
 
 def test_every_band_hears_something():
-    for filters in (mel_filters(1024, 80, 16_000), bark_filters(512, 16_000)[0]):
-        assert bool((filters.sum(1) > 0).all()) and filters.min() >= 0 and filters.max() <= 1
+    filters = mel_filters(1024, 80, 16_000)
+    assert bool((filters.sum(1) > 0).all()) and filters.min() >= 0 and filters.max() <= 1
 
 
 def test_equal_sounds_have_no_loss_and_more_noise_has_more():
     clip, noise = tone(), tone(1)
-    for loss in (lambda x: ReconstructionLoss()(clip, x)[0], lambda x: ReconstructionLoss()(clip, x)[1], lambda x: LoudnessLoss()(clip, x)):
+    for loss in (lambda x: ReconstructionLoss()(clip, x)[0], lambda x: ReconstructionLoss()(clip, x)[1]):
         values = [float(loss(clip + k * noise)) for k in (0.0, 0.3, 3.0)]
         assert values[0] == pytest.approx(0, abs=1e-5) and values[0] < values[1] < values[2]
-
-
-def test_loudness_counts_what_was_added_more_than_what_was_lost():
-    clip = tone()
-    quiet = clip * 0.1
-    assert LoudnessLoss()(clip, clip * 3) > LoudnessLoss()(clip, clip / 3) > LoudnessLoss()(quiet, quiet) == 0
 
 
 def test_gradients_are_finite_at_silence():
     silence, decoded = torch.zeros(2, 6400), torch.zeros(2, 6400, requires_grad=True)
     mel, spectrum = ReconstructionLoss()(silence, decoded)
-    (mel + spectrum + LoudnessLoss()(silence, decoded)).backward()
+    (mel + spectrum).backward()
     assert bool(torch.isfinite(decoded.grad).all())
 
 
 def test_discriminators_learn_to_tell_noise_from_tone_and_features_agree_on_equal_sounds():
     torch.manual_seed(0)
-    judges = Discriminators([256, 64], 8)
-    optimizer = torch.optim.Adam(judges.parameters(), lr=2e-3)
-    real, fake = torch.sin(torch.arange(3200) * 0.2).expand(2, -1) * 0.3, tone()[:, :3200]
+    judges = Discriminators([128, 64], 4)
+    optimizer = torch.optim.Adam(judges.parameters(), lr=5e-3)
+    real, fake = torch.sin(torch.arange(1600) * 0.2).expand(2, -1) * 0.3, tone()[:, :1600]
     losses = []
-    for _ in range(30):
+    for _ in range(15):
         loss = discriminator_loss(judges(real)[0], judges(fake)[0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert adversarial_loss(judges(fake)[0]) > adversarial_loss(judges(real)[0])
     inner = judges(real)[1]
     assert float(feature_loss(inner, inner).detach()) == 0
     assert float(feature_loss(inner, judges(fake)[1]).detach()) > 0.1
+
+
+def test_balanced_gradients_have_the_sizes_of_their_shares_whatever_the_losses():
+    balance = GradientBalance("mel", 2.0, {"big": 0.5, "small": 0.25, "off": 0.0, "late": 1.0})
+    inputs = torch.zeros(4, requires_grad=True)
+    for _ in range(3):
+        rows = {name: inputs[i] * size for i, (name, size) in enumerate((("mel", 3.0), ("big", 1e6), ("small", 1e-3), ("off", 1.0)))}
+        gradient = balance(rows, inputs)
+    torch.testing.assert_close(gradient, torch.tensor([6.0, 3.0, 1.5, 0.0]))
+    late = balance({"mel": inputs[0], "late": inputs[3]}, inputs)  # its first step: as large as mel's moving mean
+    torch.testing.assert_close(late[3], 2 * balance.norms[0, 0] / balance.norms[1, 0])
