@@ -23,6 +23,10 @@ from triton.runtime.jit import JITFunction
 
 from uniaudio.kernels.activation import triton_kernels as activation
 from uniaudio.kernels.benchmarks.measure import say
+from uniaudio.kernels.decode_attention import triton_kernels as decode_attention
+from uniaudio.kernels.decode_linear import triton_kernels as decode_linear
+from uniaudio.kernels.draw import Number, Setting
+from uniaudio.kernels.draw import triton_kernels as draw
 from uniaudio.kernels.embedding import triton_kernels as embedding
 from uniaudio.kernels.frame_attention import triton_kernels as frame
 from uniaudio.kernels.loss import triton_kernels as loss
@@ -136,6 +140,26 @@ def _loss() -> None:
     loss.gradients(hidden, weight, counted, counted, sums, sums, 0, 4213)
 
 
+def _decode_attention(slots: int) -> None:
+    cache = _bf16(2, 12, slots, 128)
+    decode_attention.decode_attention(_bf16(2, 12, 3, 128), cache, cache, torch.zeros(2, dtype=torch.int32))
+
+
+def _decode_linear(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> None:
+    weight, vector = _bf16(outputs, inputs), torch.zeros(outputs)
+    normed, residual = (vector, None) if inputs < outputs else (None, _bf16(rows, outputs))
+    launch = decode_linear.default_launch(rows, outputs, inputs, 132)
+    weight, scale = (weight.to(torch.int8), vector) if int8 else (weight, None)
+    gelu = "exact" if inputs < outputs else None
+    decode_linear.decode_linear(_bf16(rows, inputs), weight, vector, scale, normed, 1e-5, gelu, residual, launch)
+
+
+def _draw() -> None:
+    logits, history = _bf16(2, 1025), torch.zeros(2, 1025, dtype=torch.int32)
+    settings, numbers = torch.zeros(2, len(Setting)), torch.zeros(2, len(Number), dtype=torch.int64)
+    draw.draw(logits, settings, numbers, history, torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), 0, 128, 9)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "frame_attention 3 x 128": lambda: _frame(3, 128),
     "frame_attention 8 x 128": lambda: _frame(8, 128),
@@ -152,6 +176,14 @@ CASES: dict[str, Callable[[], None]] = {
     "frame_embedding sum": lambda: _embedding(False),
     "frame_embedding concat": lambda: _embedding(True),
     "linear_cross_entropy": _loss,
+    "decode_attention 3000 slots": lambda: _decode_attention(3000),
+    "decode_attention 3 slots": lambda: _decode_attention(3),
+    "decode_linear 1 row up": lambda: _decode_linear(1, 1536, 6144),
+    "decode_linear 1 row down": lambda: _decode_linear(1, 6144, 1536),
+    "decode_linear 1 row down int8": lambda: _decode_linear(1, 6144, 1536, int8=True),
+    "decode_linear 64 rows up": lambda: _decode_linear(64, 1536, 6144),
+    "decode_linear 64 rows down": lambda: _decode_linear(64, 6144, 1536),
+    "draw 1025 codes": _draw,
 }
 
 

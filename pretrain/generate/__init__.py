@@ -1,1 +1,1 @@
-"""A checkpoint and a user's inputs -> codes -> a waveform: inputs (wav, text) to views, frames one by one, pictures."""
+"""A checkpoint and a user's inputs -> codes -> a waveform. For Python: `Generator`, `Inputs`, `Options` of `api`; the command is `cli`."""

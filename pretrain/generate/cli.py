@@ -1,115 +1,163 @@
-"""`uniaudio generate`: from a checkpoint and a user's inputs to a wav and a picture."""
+"""`uniaudio generate`: from a checkpoint and a user's inputs to a wav and a picture; from a manifest to a folder of them."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import Any, get_args
 
 import click
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from uniaudio.configs.tasks import TaskConfig, load_task
 from uniaudio.errors import UserError
-from uniaudio.pretrain.checkpoint import load_model, read_tokenizers
-from uniaudio.pretrain.data.sequence import build_prompt_sequence
-from uniaudio.pretrain.generate.generator import FRAME_RATE, Generated, generate_codes
-from uniaudio.pretrain.generate.inputs import Inputs, make_tokenizers, read_views
+from uniaudio.pretrain.generate.api import Clip, Generator, Job, Options, Precision
+from uniaudio.pretrain.generate.inputs import Inputs
+from uniaudio.pretrain.generate.manifest import Row, read_requests
 from uniaudio.pretrain.generate.pictures import draw_clip
+from uniaudio.pretrain.generate.rank import Rank
+from uniaudio.pretrain.generate.request import FRAME_RATE
 from uniaudio.pretrain.sampling import Sampling
 from uniaudio.tokenize_farm.audio import save_wav
-from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Checkpoint folder, or a run's (its newest is taken).")
-@click.option("--task", "task_name", required=True, help="A task that the checkpoint was trained on: tts, sound, ...")
-@click.option("--text", help="Words to speak, or the description of a sound.")
+@click.option("--checkpoint", required=True, type=FILE, help="Checkpoint folder, export folder, or a run's (its newest is taken).")
+@click.option("--task", help="A task that the checkpoint was trained on: tts, sound, ...")
+@click.option("--text", help="Words to speak or sing, those of a recording to edit, or the description of a sound.")
+@click.option("--phones", help="What to speak, as phonemes with spaces between, instead of --text.")
 @click.option("--instruction", help="How to speak, or what to change.")
 @click.option("--language", default="en", show_default=True, help="Language of the words.")
-@click.option("--prompt", type=click.Path(path_type=Path), help="Recording of the speaker to imitate.")
-@click.option("--source", type=click.Path(path_type=Path), help="Recording to convert, clean or edit.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Wav to write; the picture lies beside it as .png.")
+@click.option("--prompt", type=FILE, help="Recording of the speaker to imitate.")
+@click.option("--source", type=FILE, help="Recording to convert, clean, edit, or sing after.")
+@click.option("--alignment", type=FILE, help="TextGrid or CTM with the times of the words in --source.")
+@click.option("--midi", type=FILE, help="MIDI file with the notes to sing; those of --source unless given.")
+@click.option("--replace", help="Speech editing: 'old words=new words'.")
+@click.option("--manifest", type=FILE, help="JSON lines with these inputs and an id; --out is then a folder.")
+@click.option("--out", type=FILE, help="Wav to write; the picture lies beside it as .png.")
+@click.option("--stream", is_flag=True, help="Write 16-bit PCM at 16 kHz to standard output as it is made.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--top-k", default=30, show_default=True)
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--min-seconds", default=0.2, show_default=True)
-@click.option("--max-seconds", default=8.0, show_default=True)
+@click.option("--guidance", default=1.0, show_default=True, help="Above 1: further away from what comes without conditions.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: codes of the last second become less likely.")
+@click.option("--candidates", default=1, show_default=True, help="Draw so many and give the best.")
+@click.option("--rank", default="score", show_default=True, type=click.Choice(get_args(Rank)), help="What is best.")
+@click.option("--min-seconds", type=float, help="Default: 0.2, or the length of --source where the task follows it.")
+@click.option("--max-seconds", type=float, help="Default: 20, or the length of --source where the task follows it.")
+@click.option("--rows", default=8, show_default=True, help="Sequences side by side, with --manifest.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(get_args(Precision)), help="Of the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
 def generate(
     checkpoint: Path,
-    task_name: str,
-    text: str | None,
-    instruction: str | None,
-    language: str,
-    prompt: Path | None,
-    source: Path | None,
-    out: Path,
-    seed: int,
-    top_k: int,
-    top_p: float,
-    temperature: float,
-    min_seconds: float,
-    max_seconds: float,
+    task: str | None,
+    manifest: Path | None,
+    out: Path | None,
+    stream: bool,
+    rows: int,
     device: str,
-    precision: str,
+    precision: Precision,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    """Generate one clip.
+    """Generate one clip, or those of a manifest.
 
     Example: uniaudio generate --checkpoint work/demo/run --task tts --text "good morning" --prompt speaker.wav --out out.wav
     """
-    sampling = Sampling(top_k=top_k, temperature=temperature, top_p=top_p)
-    place = pick_device(device)
-    model, run, vocabulary = load_model(checkpoint, place, DTYPES[precision])
-    task = _task(task_name, run.data.tasks)
-    tokenizers = make_tokenizers(read_tokenizers(checkpoint), task)
-    inputs = Inputs(text=text, instruction=instruction, language=language, source=source, prompt=prompt)
-    views = read_views(task, inputs, tokenizers, prompt_seconds=run.data.prompt_seconds)
-    document = build_prompt_sequence(task, views, vocabulary, run.model.num_codebooks, prefix_lm=run.model.prefix_lm)
-    limits = max(1, round(min_seconds * FRAME_RATE)), round(max_seconds * FRAME_RATE)
+    options, inputs = _options(given), Inputs(**given)
+    if out is None and not stream:
+        raise UserError("nothing says where the sound goes", remedy="--out FILE.wav, or --stream")
+    if task is None and manifest is None:
+        raise UserError("no task", remedy="--task tts (or another that the checkpoint knows)")
+    if manifest is not None and (stream or out is None):
+        raise UserError("--manifest writes a folder", remedy="--out DIR, without --stream")
+    if rows < 1:
+        raise UserError("--rows", seen=rows, allowed=">= 1")
+    apart = 2 if options.sampling.guidance != 1 else 1
+    needed = max(rows, apart) if manifest else apart * (1 if stream else options.candidates)
+    generator = Generator.load(checkpoint, device=device, precision=precision, rows=needed)
+    if manifest is not None:
+        assert out is not None
+        _batch(generator, list(read_requests(manifest, task=task, inputs=inputs, options=options)), out, as_json)
+    elif stream:
+        assert task is not None
+        _stream(generator, (task, inputs, options), out)
+    else:
+        assert task is not None and out is not None
+        _one(generator, (task, inputs, options), out, as_json)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    """Takes the options of the draw out of the command's arguments."""
+    sampling = Sampling(
+        top_k=given.pop("top_k"),
+        temperature=given.pop("temperature"),
+        top_p=given.pop("top_p"),
+        guidance=given.pop("guidance"),
+        penalty=given.pop("repetition_penalty"),
+    )
+    return Options(sampling, **{name: given.pop(name) for name in ("seed", "min_seconds", "max_seconds", "candidates", "rank")})
+
+
+def _one(generator: Generator, job: Job, out: Path, as_json: bool) -> None:
     started = perf_counter()
     with Progress(TextColumn("generate"), BarColumn(), TextColumn("{task.completed} frames"), console=Console(stderr=True)) as bar:
-        row = bar.add_task("generate", total=limits[1])
-        [clip] = generate_codes(
-            model,
-            vocabulary,
-            [document],
-            sampling=sampling,
-            seed=seed,
-            min_frames=limits[0],
-            max_frames=limits[1],
-            progress=lambda frames: bar.update(row, completed=frames),
-        )
+        row = bar.add_task("generate", total=None)
+        clip = generator.generate(*job, progress=lambda frames: bar.update(row, completed=frames))
     elapsed = perf_counter() - started
-    samples = tokenizers["audio"].decode(clip.codes_TQ)  # type: ignore[attr-defined]  # every audio tokenizer decodes
-    save_wav(out, samples)
-    draw_clip(out.with_suffix(".png"), samples, clip.codes_TQ, f"{task.name}: {text or source}")
-    _report(clip, out, elapsed, as_json)
-
-
-def _task(name: str, trained: tuple[str, ...]) -> TaskConfig:
-    if name not in trained:
-        raise UserError("the checkpoint does not know this task", seen=name, allowed=", ".join(trained))
-    return load_task(name)
-
-
-def _report(clip: Generated, out: Path, elapsed: float, as_json: bool) -> None:
-    seconds = len(clip.codes_TQ) / FRAME_RATE
-    facts = {
-        "wav": str(out),
-        "picture": str(out.with_suffix(".png")),
-        "seconds": seconds,
-        "stopped": clip.stopped,
-        "frames_per_second": round(len(clip.codes_TQ) / elapsed, 1),
-    }
+    facts = _save(clip, out, job[1]) | {"frames_per_second": round(len(clip.codes_TQ) / elapsed, 1)}
     if as_json:
         click.echo(json.dumps(facts))
         return
-    end = "ended by the model" if clip.stopped else "cut at --max-seconds"
-    click.echo(f"{out}: {seconds:.2f} s, {end}, {seconds / elapsed:.1f} x real time; picture {out.with_suffix('.png')}")
+    end = "ended by the model" if clip.stopped else "at its longest"
+    speed = facts["seconds"] / elapsed
+    click.echo(f"{out}: {facts['seconds']:.2f} s, {end}, {speed:.1f} x real time; picture {facts['picture']}")
+
+
+def _save(clip: Clip, out: Path, inputs: Inputs) -> dict[str, Any]:
+    """Writes wav and picture; what there is to say about them."""
+    save_wav(out, clip.samples)
+    picture = out.with_suffix(".png")
+    draw_clip(picture, clip.samples, clip.codes_TQ, f"{clip.task}: {inputs.text or inputs.instruction or inputs.source}")
+    seconds = len(clip.codes_TQ) / FRAME_RATE
+    return {"wav": str(out), "picture": str(picture), "seconds": seconds, "stopped": clip.stopped, "score": clip.score, "seed": clip.seed}
+
+
+def _batch(generator: Generator, rows: list[Row], out: Path, as_json: bool) -> None:
+    """Every row to OUT/ID.wav and .png, OUT/results.jsonl with a line each; fails at the end where rows failed."""
+    faults: dict[int, UserError] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    started, seconds = perf_counter(), 0.0
+    jobs: Iterator[Job] = ((row.task, row.inputs, row.options) for row in rows)
+    lines: dict[int, dict[str, Any]] = {}
+    with Progress(TextColumn("generate"), BarColumn(), TextColumn("{task.completed}/{task.total}"), console=Console(stderr=True)) as bar:
+        shown = bar.add_task("generate", total=len(rows))
+        for number, clip in generator.batch(jobs, failed=faults.__setitem__):
+            facts = _save(clip, out / f"{rows[number].id}.wav", rows[number].inputs)
+            lines[number], seconds = {"id": rows[number].id, "task": clip.task, **facts}, seconds + facts["seconds"]
+            bar.advance(shown)
+    lines |= {number: {"id": rows[number].id, "error": str(error)} for number, error in faults.items()}
+    (out / "results.jsonl").write_text("".join(json.dumps(lines[number]) + "\n" for number in sorted(lines)), encoding="utf-8")
+    elapsed = perf_counter() - started
+    facts = {"clips": len(rows) - len(faults), "failed": len(faults), "seconds": round(seconds, 2), "times_real_time": seconds / elapsed}
+    click.echo(json.dumps(facts) if as_json else f"{out}: {facts['clips']} clips, {seconds:.1f} s, {seconds / elapsed:.1f} x real time")
+    if faults:
+        first = min(faults)
+        raise UserError(f"{len(faults)} of {len(rows)} requests failed, the first {rows[first].id}: {faults[first]}")
+
+
+def _stream(generator: Generator, job: Job, out: Path | None) -> None:
+    """PCM to standard output chunk by chunk; the whole to `out` where given."""
+    parts = []
+    for samples in generator.stream(*job):
+        parts.append(samples)
+        sys.stdout.buffer.write(np.clip(np.round(samples * 32_768), -32_768, 32_767).astype("<i2").tobytes())
+        sys.stdout.buffer.flush()
+    if out is not None:
+        save_wav(out, np.concatenate(parts) if parts else np.zeros(0, np.float32))

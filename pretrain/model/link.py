@@ -36,13 +36,6 @@ class Link(nn.Module):
         """Vectors (Y, D) of single codes (the level below) with those of the levels that they are inputs of."""
         return self.code(codes_Y.unsqueeze(1), levels_Y, self.level.weight, mode="sum", backend=self.backend)
 
-    def level_input(self, context: torch.Tensor, level: int, previous_X: torch.Tensor | None) -> torch.Tensor:
-        """Local input of one level, (X, 1, D), from `context(h)` and the codes one level below (None for level 0)."""
-        if previous_X is None:
-            previous_X = torch.full(context.shape[:1], self.mega_local, dtype=torch.int64, device=context.device)
-        vectors = self.codes(previous_X, torch.full_like(previous_X, level))
-        return (context[:, level if self.split else 0] + vectors).unsqueeze(1)
-
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """State -> State."""
         now = State(*state)

@@ -169,3 +169,12 @@ def vocabulary_logits(hidden: torch.Tensor, weight_VD: torch.Tensor, *, num_vali
         dist.all_gather(parts, logits.detach().contiguous(), group=tensor.group)
         logits = torch.cat(parts, dim=-1)
     return logits[..., :num_valid]
+
+
+def whole_rows(rows_VD: torch.Tensor, tensor: TensorParallel) -> torch.Tensor:
+    """A table whose rows are cut over the group, whole on every rank. No gradient flows across ranks."""
+    if tensor.size == 1:
+        return rows_VD
+    parts = [torch.empty_like(rows_VD) for _ in range(tensor.size)]
+    dist.all_gather(parts, rows_VD.detach().contiguous(), group=tensor.group)
+    return torch.cat(parts)

@@ -15,6 +15,7 @@ from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_c
 
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.pretrain.model.decode import DecodeState, Prompt
+from uniaudio.pretrain.model.decode_weights import DecodeWeights
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layout_module
 
@@ -28,11 +29,11 @@ def results(form: str, tensor) -> Result:
     batch = tiny_batch(8)
     sums, counts = model(batch.as_tuple())
     (sums * torch.arange(1.0, 7.0).view(2, 3)).sum().backward()
-    state = DecodeState(model, rows=1, max_frames=16)
+    state = DecodeState(DecodeWeights(model, [torch.arange(VOCABULARY.size)] * 3), rows=1, max_frames=16)
     state.prefill([Prompt(batch.codes_BTQ[0, :4])])
     hidden = state.step(batch.codes_BTQ[0, 4:5])
     found = {"logits": model.logits(batch).detach(), "sums": sums.detach(), "counts": counts, "hidden": hidden}
-    found["step"] = torch.stack([state.local_logits(hidden, batch.codes_BTQ[0, 5:6, :level]) for level in range(3)])
+    found["step"] = torch.stack([state.level_logits(hidden, batch.codes_BTQ[0, 5:6], level) for level in range(3)])
     for name, parameter in model.named_parameters():
         found[f"grad {name}"] = parameter.grad
         found[f"value {name}"] = parameter.detach()

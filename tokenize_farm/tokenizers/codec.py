@@ -80,6 +80,11 @@ class CodecTokenizer:
                 batches.append([i])
         return batches
 
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that a frame's samples can depend on: what decoding piece by piece needs."""
+        return self._load().reach
+
     def decode(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes of the first Q levels (any Q up to the codec's) -> float32 samples (T * 320,)."""
         import torch

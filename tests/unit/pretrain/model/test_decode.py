@@ -6,11 +6,16 @@ from tiny_model import CONTINUOUS, PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_c
 
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.model import decode
 from uniaudio.pretrain.model.decode import DecodeState, Prompt
+from uniaudio.pretrain.model.decode_weights import DecodeWeights
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 TOTAL = 12
+LEGAL = [torch.arange(VOCABULARY.size), torch.tensor([9, 3, 20]), torch.arange(8, 33)]  # of each level
+
+
+def decoder(model: MultiScaleTransformer, *, rows: int, max_frames: int, int8: bool = False) -> DecodeState:
+    return DecodeState(DecodeWeights(model, LEGAL, int8=int8), rows=rows, max_frames=max_frames)
 
 
 def sequence(seed: int) -> tuple[torch.Tensor, Prompt]:
@@ -36,44 +41,61 @@ def teacher_forced(model: MultiScaleTransformer, codes: torch.Tensor, prompt: Pr
     return model.logits(batch)[0].detach()
 
 
-def cached(state: DecodeState, hidden: torch.Tensor, codes_BTQ: torch.Tensor, firsts: list[int], frames: int) -> torch.Tensor:
-    """(frames, rows, Q, V): logits of `frames` frames from each row's first generated one on, its own codes fed back."""
+def cached(state: DecodeState, hidden: torch.Tensor, codes_BTQ: torch.Tensor, firsts: list[int], frames: int) -> list[torch.Tensor]:
+    """A level each (frames, rows, K): logits of `frames` frames from each row's first generated one on, its own codes fed back."""
     outputs = []
     for index in range(frames):
         now = torch.stack([codes_BTQ[row, first + index] for row, first in enumerate(firsts)])
-        outputs.append(torch.stack([state.local_logits(hidden, now[:, :level]) for level in range(3)], dim=1))
+        outputs.append([state.level_logits(hidden, now, level) for level in range(3)])
         hidden = state.step(now)
-    return torch.stack(outputs)
+    return [torch.stack(level) for level in zip(*outputs)]
 
 
 @pytest.mark.parametrize("prefix_lm", [False, True])
 @pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM], ids=["paper", "released"])
-def test_cached_generation_equals_teacher_forced_logits(form, prefix_lm, monkeypatch) -> None:
-    monkeypatch.setattr(decode, "SPAN", 4)  # several spans within the test's few frames
+def test_cached_generation_equals_teacher_forced_logits(form, prefix_lm) -> None:
     model = MultiScaleTransformer(tiny_config(prefix_lm=prefix_lm, **form), VOCABULARY, seed=3)
     sequences = [sequence(seed) for seed in range(3)]
-    state = DecodeState(model, rows=3, max_frames=TOTAL + 1)
+    for name, parameter in model.named_parameters():  # every gain, shift and bias counts
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm.weight" in name), std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    state = decoder(model, rows=3, max_frames=TOTAL + 1)
     hidden = state.prefill([prompt for _, prompt in sequences])
     firsts = [len(prompt.codes_TQ) for _, prompt in sequences]
     frames = TOTAL - max(firsts)
     logits = cached(state, hidden, torch.stack([codes for codes, _ in sequences]), firsts, frames)
     for row, (codes, prompt) in enumerate(sequences):
         truth = teacher_forced(model, codes, prompt)[firsts[row] : firsts[row] + frames]
-        torch.testing.assert_close(logits[:, row], truth, rtol=1e-4, atol=1e-4)
+        for level, legal in enumerate(LEGAL):
+            torch.testing.assert_close(logits[level][:, row], truth[:, level, legal], rtol=1e-4, atol=1e-4)
+
+
+def test_int8_weights_give_nearly_the_same_logits_and_only_the_blocks_are_int8() -> None:
+    model = MultiScaleTransformer(tiny_config(init_std=0.05), VOCABULARY, seed=3)
+    codes, prompt = sequence(1)
+    logits = []
+    for int8 in (False, True):
+        state = decoder(model, rows=1, max_frames=TOTAL, int8=int8)
+        logits.append(state.level_logits(state.prefill([prompt]), codes[:1], 0))
+    assert state.weights.global_blocks[0].up.weight.dtype == torch.int8
+    assert state.weights.heads[0].weight.dtype == torch.float32
+    error = (logits[1] - logits[0]).norm() / logits[0].norm()
+    assert 0 < error < 0.02
 
 
 def test_a_row_can_be_released_and_started_again_while_another_goes_on() -> None:
     model = MultiScaleTransformer(tiny_config(), VOCABULARY, seed=3)
     (codes_a, prompt_a), (codes_b, prompt_b), (codes_c, prompt_c) = (sequence(seed) for seed in range(3))
-    state = DecodeState(model, rows=2, max_frames=TOTAL)
-    first_a = len(prompt_a.codes_TQ)
+    state = decoder(model, rows=2, max_frames=TOTAL)
+    first_a, first_b = len(prompt_a.codes_TQ), len(prompt_b.codes_TQ)
     state.prefill([prompt_a, prompt_b])
-    state.step(torch.stack([codes_a[first_a], codes_b[len(prompt_b.codes_TQ)]]))
+    state.step(torch.stack([codes_a[first_a], codes_b[first_b]]))
+    hidden_a = state.step(torch.stack([codes_a[first_a + 1], codes_b[0]]), torch.tensor([1, 0]))[0]
+    assert state.lengths_B.tolist() == [first_a + 3, first_b + 2], "a row that is not active does not grow"
     state.release([1])
-    hidden_a = state.step(torch.stack([codes_a[first_a + 1], codes_b[0]]))[0]
-    assert state.lengths_B.tolist() == [first_a + 3, 0], "a released row stays empty"
+    assert state.lengths_B.tolist() == [first_a + 3, 0]
     hidden_c = state.prefill([prompt_c], rows=[1])[0]
-    logits = state.local_logits(torch.stack([hidden_a, hidden_c]), torch.zeros(2, 0, dtype=torch.int64))
+    logits = state.level_logits(torch.stack([hidden_a, hidden_c]), torch.zeros(2, 3, dtype=torch.int64), 0)
     truth_a = teacher_forced(model, codes_a, prompt_a)[first_a + 2, 0]
     truth_c = teacher_forced(model, codes_c, prompt_c)[len(prompt_c.codes_TQ), 0]
     torch.testing.assert_close(logits, torch.stack([truth_a, truth_c]), rtol=1e-4, atol=1e-4)
@@ -84,16 +106,13 @@ def test_faults_are_reported() -> None:
     model = MultiScaleTransformer(tiny_config(), VOCABULARY)
     _, prompt = sequence(0)
     with pytest.raises(UserError, match=r"model\.max_positions.*seen: 65.*1\.\.64"):
-        DecodeState(model, rows=1, max_frames=65)
+        decoder(model, rows=1, max_frames=65)
     with pytest.raises(UserError, match=r"prompt is longer.*seen: 4 frames.*up to 3"):
-        DecodeState(model, rows=1, max_frames=4).prefill([prompt])
-    state = DecodeState(model, rows=1, max_frames=5)
+        decoder(model, rows=1, max_frames=4).prefill([prompt])
+    state = decoder(model, rows=1, max_frames=5)
     with pytest.raises(UserError, match=r"model\.text_width.*seen: 12.*allowed: 10"):
         state.prefill([Prompt(prompt.codes_TQ, torch.zeros(1, 12), torch.zeros(1))])
-    state.prefill([prompt])
-    with pytest.raises(UserError, match=r"cache is full.*5 frames"):
-        state.step(prompt.codes_TQ[:1])
     with pytest.raises(ValueError, match="levels come in order"):
-        state.local_logits(torch.zeros(1, 48), torch.zeros(1, 1, dtype=torch.int64))
+        state.level_logits(torch.zeros(1, 48), torch.zeros(1, 3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="one row for each prompt"):
         state.prefill([prompt], rows=[1])
