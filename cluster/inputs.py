@@ -24,9 +24,12 @@ _ELSEWHERE = "check_paths: false where this machine does not see the nodes' file
 
 def check_shards(run: RunConfig) -> None:
     """Published training shards that hold what the tasks and the model want."""
-    if "://" in run.data.shards:
-        return
-    folder = Path(run.data.shards)
+    for place in run.data.folders:
+        if "://" not in place:
+            _check_folder(run, Path(place))
+
+
+def _check_folder(run: RunConfig, folder: Path) -> None:
     if not folder.is_dir():
         raise UserError("data.shards: no such folder", seen=folder, remedy=f"make them with `uniaudio tokenize`, or {_ELSEWHERE}")
     sidecars = sorted(folder.glob("train-*.json"))

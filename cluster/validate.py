@@ -65,7 +65,8 @@ def _check_run(run: RunConfig, cluster: ClusterConfig) -> None:
         _check_devices(run, cluster)
     check_memory(run, cluster)
     check_time(run, cluster)
-    _check_places({"data.shards": run.data.shards, "train.output_dir": run.train.output_dir}, cluster)
+    for folder in run.data.folders:
+        _check_places({"data.shards": folder, "train.output_dir": run.train.output_dir}, cluster)
 
 
 def _check_layout(run: RunConfig, cluster: ClusterConfig) -> None:
@@ -116,7 +117,7 @@ def _check_places(places: dict[str, str], cluster: ClusterConfig) -> None:
             )
     mounts = [volume.path for volume in cluster.kubernetes.volumes]
     for key, place in places.items():
-        if cluster.kind == "kubernetes" and not any(Path(place).is_relative_to(mount) for mount in mounts):
+        if cluster.kind == "kubernetes" and "://" not in place and not any(Path(place).is_relative_to(mount) for mount in mounts):
             raise UserError(
                 f"{key} lies on no volume of kubernetes.volumes",
                 seen=place,

@@ -9,6 +9,7 @@ from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
 
 CONTINUOUS = "continuous"
+_AROUND: dict[str, tuple[str, ...]] = {"own": (), "middle": ("before", "after"), "rest": ("before",)}  # pieces beside the target's piece
 
 
 class SegmentConfig(Section):
@@ -18,23 +19,28 @@ class SegmentConfig(Section):
     modality: str = Field(..., description="range of the vocabulary; continuous: states of a text encoder")
     start: str
     end: str
-    draw: Literal["own", "same_speaker", "masked"] = Field(
+    draw: Literal["own", "same_speaker", "masked", "before", "middle", "after", "rest"] = Field(
         "own",
-        description="own: the clip's view; same_speaker: a crop of another clip of its speaker; masked: the clip's view, a span hidden",
+        description="own: the clip's view; same_speaker: a crop of another clip of its speaker; masked: the clip's view, a span hidden; "
+        "before, middle, after: the clip's view cut in three around a drawn span; before, rest: cut in two at a drawn place",
     )
     durations: Literal["keep", "collapse"] = Field(
         "collapse", description="phones: one frame a phone, or each repeated over the frames it lasts"
     )
     follows_target: bool = Field(False, description="frame for frame beside the target: cut where the target is cut")
     max_rows: int | None = Field(None, ge=1, description="longer views are cut to this many rows")
-    mask_seconds: tuple[float, float] = Field((0.2, 1.0), description="draw masked: shortest and longest hidden span")
+    mask_seconds: tuple[float, float] = Field(
+        (0.2, 1.0), description="shortest and longest span that is hidden (masked), is the target (middle), or stands before it (rest)"
+    )
     mask_words_of: str | None = Field(None, description="draw masked: view of aligned phones; whole words are hidden instead of seconds")
     mask_words: tuple[int, int] = Field((1, 2), description="with mask_words_of: fewest and most words hidden, one after another")
 
     @property
     def key(self) -> str:
         """Name of the segment's array among the views given to the sequence builder: `prompt`, `audio.masked`, or the view's own name."""
-        return {"own": self.view, "same_speaker": "prompt", "masked": f"{self.view}.masked"}[self.draw]
+        if self.draw in ("own", "middle", "rest"):
+            return self.view
+        return "prompt" if self.draw == "same_speaker" else f"{self.view}.{self.draw}"
 
 
 class TaskConfig(Section):
@@ -51,8 +57,14 @@ class TaskConfig(Section):
         keys = [segment.key for segment in self.segments]
         if len(set(keys)) != len(keys):
             raise ValueError(f"two segments are drawn from the same thing: {', '.join(keys)}")
-        if self.target.draw != "own" or self.target.modality == CONTINUOUS:
-            raise ValueError("the target is the clip's own codes: draw own, and a modality of the vocabulary")
+        if self.target.draw not in _AROUND or self.target.modality == CONTINUOUS:
+            raise ValueError("the target is the clip's own codes: draw own, middle or rest, and a modality of the vocabulary")
+        pieces = {segment.draw: segment.view for segment in self.conditions if segment.draw in ("before", "middle", "after", "rest")}
+        if pieces != dict.fromkeys(_AROUND[self.target.draw], self.target.view):
+            raise ValueError(
+                "the pieces of a view go together: before and after with the target middle, before alone with the target rest; "
+                f"seen: target {self.target.draw}, conditions {', '.join(pieces) or 'none'}"
+            )
         for segment in self.segments:
             if segment.durations == "keep" and not (segment.view.split(".")[0] == "phone" and segment.follows_target):
                 raise ValueError(f"{segment.view}: durations keep is for phones that follow the target")
@@ -77,6 +89,11 @@ class TaskConfig(Section):
         """Views of the shard that a clip must have, each once."""
         views = [view for segment in self.segments for view in (segment.view, segment.mask_words_of) if view]
         return tuple(dict.fromkeys(views))
+
+    @property
+    def is_split(self) -> bool:
+        """True where the target is a piece of a view and conditions are its other pieces."""
+        return self.target.draw != "own"
 
     @property
     def needs_prompt(self) -> bool:

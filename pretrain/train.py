@@ -87,7 +87,7 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Load
         "data_parallel_size": layout.data_parallel_size,
         "gradient_accumulation": run.optim.gradient_accumulation,
     }
-    has_valid = any(Path(run.data.shards).glob("valid-*.json"))
+    has_valid = any(any(Path(folder).glob("valid-*.json")) for folder in run.data.folders)
     if not has_valid:
         logger.warning("no held-out shards (valid-*) in %s: nothing to evaluate on", run.data.shards)
     train = make_loader(run.data, run.model, vocabulary, split="train", **share)
@@ -114,7 +114,7 @@ def train(run: RunConfig) -> int:
     run_id = outputs.tracker.run_id if outputs.tracker else None
     trainer = Trainer(
         engine,
-        Identity(run, vocabulary, run_id, commit, shard_tokenizers(Path(run.data.shards))),
+        Identity(run, vocabulary, run_id, commit, shard_tokenizers(Path(run.data.folders[0]))),
         train=loaders.train,
         valid=loaders.valid,
         outputs=outputs,
@@ -162,7 +162,7 @@ def _tell_differences(run: RunConfig, restored: Restored) -> None:
 def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:
     output_dir = Path(run.train.output_dir)
     publish_bytes(output_dir / "config.yaml", dump_config(run).encode())
-    tags = {"git_commit": commit, **farm_runs(Path(run.data.shards))}
+    tags = {"git_commit": commit, **farm_runs(Path(run.data.folders[0]))}
     tracker = Tracker(run, run_id=restored.manifest["mlflow_run_id"] if restored else None, tags=tags)
     start = restored.step if restored else 0
     return Outputs(tracker, MetricsFile(output_dir / "metrics.jsonl", resume_step=start), Progress(run.train.steps, start))

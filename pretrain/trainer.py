@@ -158,9 +158,9 @@ class Trainer:
         )
 
     def _position(self, step: int) -> Metrics:
-        """Where the data stands after a step: rows and frames of the endless sequence."""
-        row = self.train.first_row(step)
-        return {"data/row": float(row), "data/frames": float(row * self.run.data.frames_per_row)}
+        """Where the data stands after a step: rows, frames, and epochs of each task."""
+        metrics = self.train.metrics(step)
+        return {**metrics, "data/frames": metrics["data/row"] * self.run.data.frames_per_row}
 
     def _write(self, step: int, metrics: Metrics) -> None:
         if self.outputs.file:

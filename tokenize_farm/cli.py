@@ -13,7 +13,9 @@ from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import load_config
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import list_shards
-from uniaudio.tokenize_farm.manifest import read_manifest
+from uniaudio.tokenize_farm.index_table import index_folder, index_store
+from uniaudio.tokenize_farm.manifest import is_address, read_manifest
+from uniaudio.tokenize_farm.storage import Store
 from uniaudio.tokenize_farm.summary import Work, total
 from uniaudio.tokenize_farm.verify import verify_shard
 
@@ -128,7 +130,7 @@ def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, se
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def shards() -> None:
-    """Verify or show shards.
+    """Verify, show or index shards.
 
     Example: uniaudio shards verify work/demo/shards
     """
@@ -156,6 +158,28 @@ def verify(directory: Path, as_json: bool) -> None:
         click.echo(f"{len(found) - len(damaged)} of {len(found)} shards are whole")
     if damaged:
         sys.exit(1)
+
+
+@shards.command("index")
+@click.argument("directory")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
+def index_shards(directory: str, as_json: bool) -> None:
+    """Merge the indexes of all shards of DIRECTORY into one file a split, which training opens at once; reads only what is new.
+
+    The farm does it at its end. DIRECTORY may be an object store's address; training on one needs the file.
+
+    Example: uniaudio shards index work/demo/shards
+    """
+    made = index_store(Store(directory)) if is_address(directory) else index_folder(directory)
+    if not made:
+        raise UserError("no published shards in this folder", seen=directory, remedy="make them with `uniaudio tokenize FARM.yaml`")
+    if as_json:
+        click.echo(
+            json.dumps({split: {"shards": table.num_shards, "clips": len(table), "read": read} for split, (table, read) in made.items()})
+        )
+        return
+    for split, (table, read) in made.items():
+        click.echo(f"{split}: {len(table)} clips in {table.num_shards} shards, {read} of them read anew")
 
 
 @shards.command()

@@ -67,6 +67,8 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: "Progress |
                 work = Flow(config, plan, pool, output, schedule, report, progress, rows).run()
         work.units_skipped = totals.shards - len(todo)
         content = _finish(config, output, head, before, totals, work, tracker)
+        if len(output.shards()) == len(plan):
+            output.index()
         if part.count > 1 and len(shards := output.shards()) == len(plan):  # the last part sums up for all
             write_farm_file(output, {**content, "totals": total(filter(None, (output.sidecar(*shard) for shard in shards)))})
         return content

@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -89,17 +90,22 @@ def read_index(path: str | Path) -> ShardIndex:
         UserError: a missing, damaged or pickled file, a wrong column, a span outside the tar.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            index = ShardIndex(**{f.name: archive[f.name] for f in fields(ShardIndex)})
-    except FileNotFoundError as error:
-        raise UserError("no such shard index", seen=path, remedy="give a folder that `uniaudio tokenize` made") from error
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not a readable shard index", seen=error, remedy=_REBUILD) from error
     tar = path.with_name(path.name.removesuffix(".index.npz") + ".tar")
+    if not path.is_file():
+        raise UserError("no such shard index", seen=path, remedy="give a folder that `uniaudio tokenize` made")
     if not tar.is_file():
         raise UserError("a shard's tar is missing beside its index", seen=tar, remedy=_REBUILD)
-    index.check(tar.stat().st_size, source=path)
+    return load_index(path, tar.stat().st_size, source=path)
+
+
+def load_index(file: Path | IO[bytes], tar_bytes: int, *, source: object) -> ShardIndex:
+    """The index in a file or in memory, checked against a tar of `tar_bytes`; UserError names `source`."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            index = ShardIndex(**{f.name: archive[f.name] for f in fields(ShardIndex)})
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{source}: not a readable shard index", seen=error, remedy=_REBUILD) from error
+    index.check(tar_bytes, source=source)
     return index
 
 

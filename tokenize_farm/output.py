@@ -15,6 +15,7 @@ from uniaudio.atomic import publish_bytes
 from uniaudio.errors import Unavailable, UserError
 from uniaudio.lock import only_writer
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards
+from uniaudio.tokenize_farm.index_table import index_folder, index_store
 from uniaudio.tokenize_farm.manifest import is_address
 from uniaudio.tokenize_farm.parts import WHOLE, Part
 from uniaudio.tokenize_farm.schema import SCHEMA_VERSION, TokenizedClip, parse_shard_name, shard_name
@@ -55,6 +56,10 @@ class Output(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Publishes a file beside the shards."""
+        ...
+
+    def index(self) -> None:
+        """Merges the indexes of all shards, for training to open at once."""
         ...
 
 
@@ -102,6 +107,9 @@ class FolderOutput:
 
     def put(self, name: str, data: bytes) -> None:
         publish_bytes(self.directory / name, data)
+
+    def index(self) -> None:
+        index_folder(self.directory)
 
 
 class StoreOutput:
@@ -167,3 +175,6 @@ class StoreOutput:
 
     def put(self, name: str, data: bytes) -> None:
         self._store.put(name, data)
+
+    def index(self) -> None:
+        index_store(self._store)

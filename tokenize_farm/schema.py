@@ -24,12 +24,14 @@ KINDS = ("speech", "sound", "music", "singing")
 #   semantic  (T,)    semantic unit of each frame, 50 frames/s
 #   midi      (T,)    F0 / note value of each frame, 50 frames/s
 #   text      (L, C)  continuous states of the text encoder
+#   event     (E,)    classes of the events heard, AudioSet's numbering
 VIEWS: dict[str, tuple[str, int]] = {
     "audio": ("uint16", 2),
     "phone": ("uint16", 2),
     "semantic": ("uint16", 1),
     "midi": ("uint16", 1),
     "text": ("float16", 2),
+    "event": ("uint16", 1),
 }
 
 # phone ids below this are marks (silence, word boundary, punctuation), not sounds of a word; <unk> stands for a sound

@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "corpus": ("uniaudio.tokenize_farm.corpus.cli", "corpus", "Fetch the demo recordings, or write a manifest of your own."),
     "codec": ("uniaudio.tokenize_farm.codec.cli", "codec", "Train, use and measure the universal codec."),
     "tokenize": ("uniaudio.tokenize_farm.cli", "tokenize", "Turn a manifest into shards of codes on a Ray farm."),
-    "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify or show shards."),
+    "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify, show or index shards."),
     "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
     "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),

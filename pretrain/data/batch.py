@@ -40,6 +40,10 @@ class Batch:
             batch = replace(batch, text_states_BSC=batch.text_states_BSC.to(float_dtype))
         return batch
 
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which copies to a GPU need not be waited for."""
+        return Batch(*(tensor.pin_memory() for tensor in self.as_tuple()))
+
     def as_tuple(self) -> tuple[torch.Tensor, ...]:
         """The tensors in field order: what DeepSpeed's pipeline passes from stage to stage."""
         return tuple(getattr(self, f.name) for f in fields(self))

@@ -1,12 +1,10 @@
-"""Rows of a plan -> the tensors of a micro-batch: reads the arrays, draws crops and masks, builds the documents side by side.
+"""Rows of a plan -> the tensors of a micro-batch: reads every piece of every document to its place, then numbers all codes at once.
 
-Owns reading and padding (as `batch.py` documents it). What it makes is a pure function of the rows asked for; which rows those are is the
-loader's business.
+Owns padding (as `batch.py` documents it). What it makes is a pure function of the rows asked for, equal tensor by tensor to what
+`sequence.SequenceBuilder` makes of one document after another; which rows those are is the loader's business.
 """
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,191 +12,203 @@ import torch
 
 from uniaudio.configs.data import DataConfig
 from uniaudio.configs.model import ModelConfig
-from uniaudio.configs.tasks import SegmentConfig, TaskConfig
-from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.clips import ClipTable
-from uniaudio.pretrain.data.draw import below, hashed
-from uniaudio.pretrain.data.plan import EpochPlan
-from uniaudio.pretrain.data.sequence import MASKED, SequenceBuilder
-from uniaudio.pretrain.data.tasks import FRAME_RATE
-from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.tokenize_farm.schema import PHONE_MARKS, UNKNOWN_PHONE
-from uniaudio.tokenize_farm.shard_reader import ShardReader
-
-OPEN_SHARDS = 64
-Row = tuple[EpochPlan, int]
+from uniaudio.pretrain.data.documents import Documents, Layout, Rows
+from uniaudio.pretrain.data.hide import hidden_span
+from uniaudio.pretrain.data.layout import Typesetter
+from uniaudio.pretrain.data.reading import ShardFault, ShardFiles
+from uniaudio.pretrain.data.sequence import Part, check_range, hold
+from uniaudio.tokenize_farm.schema import VIEWS, base_view
 
 
-class ClipReader:
-    """Arrays of clips by number; keeps the last OPEN_SHARDS shards open, and hashes each the first time it is opened."""
+@dataclass
+class _Canvas:
+    """One micro-batch while it is filled. X = B x T frames; `raw` (X, L): codes of all levels as the shards have them, 0 elsewhere."""
 
-    def __init__(self, clips: ClipTable, *, verify: bool) -> None:
-        self.clips, self.verify = clips, verify
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._verified: set[int] = set()
-
-    def view(self, clip: int, view: str) -> np.ndarray:
-        """The raw array; UserError names a shard that is missing, cut short or changed."""
-        return self._reader(int(self.clips.shard[clip])).view(int(self.clips.place[clip]), view)
-
-    def _reader(self, shard: int) -> ShardReader:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        paths = self.clips.paths[shard]
-        if self.verify and shard not in self._verified:
-            check_shard(paths.tar, str(paths.read_sidecar().get("tar_sha256")))
-            self._verified.add(shard)
-        if len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)[1].close()
-        self._open[shard] = ShardReader(paths.tar, self.clips.indexes[shard])
-        return self._open[shard]
-
-    def close(self) -> None:
-        """Closes every shard."""
-        while self._open:
-            self._open.popitem()[1].close()
-
-
-def check_shard(tar: str | object, expected: str) -> None:
-    """Raises UserError unless the file's sha256 is the sidecar's."""
-    remedy = "run `uniaudio shards verify` on its folder; delete that shard's three files and run the farm again"
-    try:
-        with open(str(tar), "rb") as handle:
-            seen = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError("cannot read a shard", seen=error, remedy=remedy) from error
-    if seen != expected:
-        raise UserError(
-            f"shard {tar} is not what its sidecar says: a byte has changed", seen=f"sha256 {seen}", allowed=expected, remedy=remedy
-        )
+    raw: np.ndarray
+    codes: np.ndarray
+    written: list[tuple[int, int, np.ndarray]]  # first frame, last + 1, ids: what is not plain audio
+    states: np.ndarray | None
+    state_positions: np.ndarray
+    states_taken: list[int]
 
 
 class BatchAssembler:
     """Makes batches of rows. Shapes are fixed by the config: T frames_per_row, D max_documents_per_row, S max_text_states_per_row.
 
     Raises (on assembly):
-        UserError: naming the shard and clip whose data cannot be used.
+        UserError: naming the document whose codes cannot be used.
+        ShardFault: a bad shard, where data.bad_shards is `stop`; where it is `skip`, its documents become padding, counted in `skipped`.
     """
 
-    def __init__(self, clips: ClipTable, tasks: Sequence[TaskConfig], data: DataConfig, model: ModelConfig, vocabulary: Vocabulary) -> None:
-        self.clips, self.data, self.model = clips, data, model
-        self.reader = ClipReader(clips, verify=data.verify)
-        self.builders = [
-            SequenceBuilder(task, vocabulary, model.num_codebooks, loss_on=data.loss_on, prefix_lm=model.prefix_lm) for task in tasks
-        ]
-        self._pad = vocabulary.special("<pad>")
-        self._prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
+    def __init__(self, clips: ClipTable, data: DataConfig, model: ModelConfig, typesetter: Typesetter) -> None:
+        self.clips, self.data, self.model, self.typesetter = clips, data, model, typesetter
+        self.tasks, self.parts = typesetter.tasks, typesetter.parts
+        self.files = ShardFiles(clips, verify=data.verify)
+        self.skipped = 0
+        vocabulary = typesetter.vocabulary
+        self._pad, self._continuous, self._hidden = (
+            vocabulary.special("<pad>"),
+            vocabulary.special("<continuous_token>"),
+            vocabulary.audio_mask,
+        )
+        self._audio = [vocabulary.audio_level(level).start for level in range(model.num_codebooks)]
+        self._entries = len(vocabulary.audio_level(0))
+        self._types = [np.dtype(VIEWS[base_view(part.segment.view)][0]) for part in self.parts]
 
-    def batch(self, rows: Sequence[Row | None]) -> Batch:
-        """One micro-batch of rows_per_micro_batch rows; None stands for a row of padding only."""
+    def batch(self, rows: Rows) -> Batch:
+        """One micro-batch of the rows given: rows_per_micro_batch of them."""
         B, T, Q = self.data.rows_per_micro_batch, self.data.frames_per_row, self.model.num_codebooks
         D, S = self.data.max_documents_per_row, self.data.max_text_states_per_row
-        codes = np.empty((B, T, Q), np.int64)
-        mask = np.zeros((B, T, Q), np.int8)
-        starts = np.full((B, D), T, np.int32)
-        prefixes = np.zeros((B, D), np.int32)
-        positions = np.empty((B, T), np.int32)
-        states: np.ndarray | None = None  # made with the first text: zeroing megabytes costs as much as building the documents
-        state_positions = np.full((B, S), -1, np.int32)
-        task_ids = np.full((B, D), -1, np.int32)
-        for b, row in enumerate(rows):
-            places = range(0)
-            if row is not None:
-                plan, number = row
-                places = range(int(plan.row_starts[number]), int(plan.row_starts[number + 1]))
-                documents = plan.documents
-                task_ids[b, : len(places)] = documents.task[places.start : places.stop]
-            end, taken = 0, 0
-            for d, place in enumerate(places):
-                start, end = end, end + int(documents.frames[place])
-                starts[b, d] = start
-                text, at, prefixes[b, d] = self._fill(plan, place, codes[b, start:end], mask[b, start:end])
-                if len(at):
-                    states = np.zeros((B, S, self.model.text_width), np.float32) if states is None else states
-                    states[b, taken : taken + len(at)] = text
-                    state_positions[b, taken : taken + len(at)] = at + start
-                    taken += len(at)
-            codes[b, end:] = self._pad
-            if end < T:
-                starts[b, len(places)] = end
-            opened = starts[b, : len(places) + (end < T)]
-            positions[b] = np.arange(T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=T))
-        text_states = self.no_states if states is None else torch.from_numpy(states)
-        before, after = (codes, mask, starts, prefixes, positions), (state_positions, task_ids)
-        tensors = [*map(torch.from_numpy, before), text_states, *map(torch.from_numpy, after)]
+        layout, documents = _laid_out(rows), rows.documents
+        counts = np.diff(rows.starts)
+        row_of = np.repeat(np.arange(B), counts)
+        ends = np.cumsum(documents.frames) if len(documents) else np.zeros(0, np.int64)
+        filled = np.diff(np.concatenate([np.zeros(1, np.int64), ends])[rows.starts])  # frames of each row
+        starts = ends - documents.frames - np.repeat(np.cumsum(filled) - filled, counts)  # inside the row
+        begins = starts + row_of * T
+        levels = int(layout.pieces["columns"].max(initial=Q, where=self._is_audio[layout.pieces["part"]]))
+        canvas = _Canvas(
+            np.zeros((B * T, levels), np.uint16), np.empty((B * T, Q), np.int64), [], None, np.full((B, S), -1, np.int32), [0] * B
+        )
+        lost = self._read_pieces(layout, documents, begins, row_of, canvas)
+        self._number(canvas, layout, begins, documents)
+        for row, end in enumerate(filled.tolist()):
+            canvas.codes[row * T + end : (row + 1) * T] = self._pad
+
+        mask = np.zeros(B * T + 1, np.int8)
+        kept = np.ones(len(documents), bool)
+        kept[list(lost)] = False
+        mask[(begins + layout.counted[:, 0])[kept]] += 1
+        mask[(begins + layout.counted[:, 1])[kept]] -= 1
+        mask_BTQ = np.empty((B * T, Q), np.int8)
+        mask_BTQ[:] = np.cumsum(mask[:-1], dtype=np.int8)[:, None]
+
+        place = np.arange(len(documents)) - np.repeat(rows.starts[:-1], counts)  # inside the row
+        starts_BD, prefix_BD, tasks_BD = np.full((B, D), T, np.int32), np.zeros((B, D), np.int32), np.full((B, D), -1, np.int32)
+        starts_BD[row_of, place] = starts
+        prefix_BD[row_of, place] = np.where(kept, layout.prefix, 0)
+        tasks_BD[row_of, place] = np.where(kept, documents.task, -1)
+        short = np.flatnonzero(filled < T)
+        starts_BD[short, counts[short]] = filled[short]
+        self._erase(canvas, documents, begins, lost, T)
+
+        opened = np.sort(np.concatenate([begins, short * T + filled[short]]))
+        positions = np.arange(B * T, dtype=np.int32) - np.repeat(opened, np.diff(opened, append=B * T)).astype(np.int32)
+        states = self.no_states if canvas.states is None else torch.from_numpy(canvas.states)
+        before = (canvas.codes.reshape(B, T, Q), mask_BTQ.reshape(B, T, Q), starts_BD, prefix_BD, positions.reshape(B, T))
+        tensors = [*map(torch.from_numpy, before), states, *map(torch.from_numpy, (canvas.state_positions, tasks_BD))]
         return Batch(*tensors)
+
+    @cached_property
+    def _is_audio(self) -> np.ndarray:
+        """(parts,) whether a part's codes have levels."""
+        return np.array([part.form in ("audio", "masked") for part in self.parts])
 
     @cached_property
     def no_states(self) -> torch.Tensor:
         """(B, S, C) text states of every micro-batch without text: zeros, shared by all of them, so never to be written to."""
         return torch.zeros(self.data.rows_per_micro_batch, self.data.max_text_states_per_row, self.model.text_width)
 
-    def key(self, plan: EpochPlan, place: int) -> str:
+    def key(self, documents: Documents, place: int) -> str:
         """`tts/train-000003/KEY`: the document's name in logs."""
-        return f"{self.builders[plan.documents.task[place]].task.name}/{self.clips.key(int(plan.documents.clip[place]))}"
+        return f"{self.tasks[int(documents.task[place])].name}/{self.clips.key(int(documents.clip[place]))}"
 
-    def _fill(self, plan: EpochPlan, place: int, codes: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        documents = plan.documents
-        builder = self.builders[documents.task[place]]
-        clip, draw = int(documents.clip[place]), documents.draw[place]
-        views: dict[str, np.ndarray] = {}
-        for segment in builder.task.segments:
-            if segment.draw == "same_speaker":
-                start = int(documents.crop[place])
-                views[segment.key] = self.reader.view(int(documents.prompt[place]), "audio")[start : start + self._prompt_frames]
-                continue
-            view = self.reader.view(clip, segment.view)
-            if segment.draw == "masked":
-                phones = self.reader.view(clip, segment.mask_words_of) if segment.mask_words_of else None
-                view = hide_span(view, segment, int(documents.target[place]), draw, phones)
-            views[segment.key] = view
-        return builder.fill(views, codes, mask, target_frames=int(documents.target[place]), clip=self.key(plan, place))
+    def _read_pieces(self, layout: Layout, documents: Documents, begins: np.ndarray, row_of: np.ndarray, canvas: _Canvas) -> set[int]:
+        """Reads every piece to its place; returns the documents that a bad shard takes away."""
+        raw = canvas.raw
+        levels = raw.shape[1]
+        bytes_of = raw.data.cast("B")
+        frame_bytes = 2 * levels
+        owners = np.repeat(np.arange(len(documents)), np.diff(layout.piece_starts))
+        firsts = begins[owners] + layout.pieces["at"]
+        columns = (layout.pieces[name].tolist() for name in ("count", "part", "shard", "offset", "rows", "columns"))
+        read, parts, lost = self.files.read_into, self.parts, set()
+        for owner, first, count, part, shard, offset, rows, width in zip(owners.tolist(), firsts.tolist(), *columns):
+            form = parts[part].form
+            try:
+                if form == "audio" and width == levels:
+                    read(shard, offset, bytes_of[first * frame_bytes : (first + count) * frame_bytes])
+                    continue
+                view = np.empty((rows, width), self._types[part])
+                read(shard, offset, view.data.cast("B"))
+                if form in ("audio", "masked"):
+                    raw[first : first + count, :width] = view
+                    if form == "masked":
+                        start, stop = self._hidden_span(parts[part], documents, owner)
+                        canvas.written.append((first + start, first + stop, np.array([self._hidden])))
+                elif form == "states":
+                    self._write_states(canvas, view, int(row_of[owner]), first, count)
+                else:
+                    ids = self._ids(parts[part], view, count, documents, owner)
+                    canvas.written.append((first, first + count, ids))
+            except ShardFault:
+                if self.data.bad_shards == "stop":
+                    raise
+                lost.add(owner)
+        self.skipped += len(lost)
+        return lost
+
+    def _ids(self, part: Part, view: np.ndarray, count: int, documents: Documents, owner: int) -> np.ndarray:
+        """Ids (count,) of a piece that is neither audio nor text states."""
+        codes = hold(view, count, lambda: self.key(documents, owner)) if part.form == "held" else view[:count, 0]
+        check_range(codes, part, lambda: self.key(documents, owner))
+        return codes + part.offsets
+
+    def _write_states(self, canvas: _Canvas, view: np.ndarray, row: int, first: int, count: int) -> None:
+        B, S = canvas.state_positions.shape
+        if canvas.states is None:  # made with the first text: zeroing megabytes costs as much as building the documents
+            canvas.states = np.zeros((B, S, self.model.text_width), np.float32)
+        taken = canvas.states_taken[row]
+        canvas.states[row, taken : taken + count] = view
+        canvas.state_positions[row, taken : taken + count] = np.arange(first, first + count) % self.data.frames_per_row
+        canvas.states_taken[row] += count
+        canvas.written.append((first, first + count, np.array([self._continuous])))
+
+    def _hidden_span(self, part: Part, documents: Documents, owner: int) -> tuple[int, int]:
+        segment, clip = part.segment, documents.clip[owner : owner + 1]
+        phones = None
+        if segment.mask_words_of:
+            offset, rows = (int(self.clips.of_view(name, segment.mask_words_of, clip)[0]) for name in ("offsets", "rows"))
+            phones = np.empty((rows, 2), np.uint16)
+            self.files.read_into(int(self.clips.shard_of(clip)[0]), offset, phones.data.cast("B"))
+        return hidden_span(segment, int(documents.target[owner]), documents.draw[owner], phones)
+
+    def _number(self, canvas: _Canvas, layout: Layout, begins: np.ndarray, documents: Documents) -> None:
+        """Raw codes to ids, special tokens, and everything that is not audio."""
+        if canvas.raw.size and canvas.raw[:, : len(self._audio)].max() >= self._entries:
+            self._name_the_stray(canvas, layout, begins, documents)
+        for level, offset in enumerate(self._audio):
+            np.add(canvas.raw[:, level], offset, out=canvas.codes[:, level], dtype=np.int64)
+        owners = np.repeat(np.arange(len(documents)), np.diff(layout.special_starts))
+        canvas.codes[begins[owners] + layout.specials["at"]] = layout.specials["token"][:, None]
+        for first, stop, ids in canvas.written:
+            canvas.codes[first:stop] = ids[:, None]
+
+    def _name_the_stray(self, canvas: _Canvas, layout: Layout, begins: np.ndarray, documents: Documents) -> None:
+        """Raises UserError for the first code outside its codebook."""
+        frame = int(np.flatnonzero((canvas.raw[:, : len(self._audio)] >= self._entries).any(axis=1))[0])
+        owner = int(np.searchsorted(begins, frame, side="right")) - 1
+        pieces = range(int(layout.piece_starts[owner]), int(layout.piece_starts[owner + 1]))
+        piece = next(p for p in reversed(pieces) if begins[owner] + layout.pieces["at"][p] <= frame)
+        check_range(canvas.raw[frame, : len(self._audio)], self.parts[layout.pieces["part"][piece]], lambda: self.key(documents, owner))
+
+    def _erase(self, canvas: _Canvas, documents: Documents, begins: np.ndarray, lost: set[int], frames_per_row: int) -> None:
+        """Padding in the place of documents that a bad shard took away; their text states stay, but stand nowhere."""
+        for owner in lost:
+            start, stop = int(begins[owner]), int(begins[owner] + documents.frames[owner])
+            canvas.codes[start:stop] = self._pad
+            row, first = divmod(start, frames_per_row)
+            inside = (canvas.state_positions[row] >= first) & (canvas.state_positions[row] < first + stop - start)
+            canvas.state_positions[row, inside] = -1
 
     def close(self) -> None:
         """Closes the shards."""
-        self.reader.close()
+        self.files.close()
 
 
-def hide_span(
-    view: np.ndarray, segment: SegmentConfig, frames: int, draw: np.ndarray | int, phones: np.ndarray | None = None
-) -> np.ndarray:
-    """A copy of the codes with one span hidden (MASKED) inside the first `frames`: length and place drawn from `draw`.
-
-    With aligned `phones` (P, 2) the span is one of whole words, `segment.mask_words` of them; a word that `frames` cut in two is hidden up
-    to there.
-    """
-    hidden = view.copy()
-    start, stop = _word_span(phones, segment, frames, draw) if phones is not None else _span(segment, frames, draw)
-    hidden[start:stop] = MASKED
-    return hidden
-
-
-def _span(segment: SegmentConfig, frames: int, draw: np.ndarray | int) -> tuple[int, int]:
-    shortest, longest = (max(1, round(seconds * FRAME_RATE)) for seconds in segment.mask_seconds)
-    length = min(frames, shortest + int(below(hashed(draw, 4), longest - shortest + 1)[0]))
-    start = int(below(hashed(draw, 5), frames - length + 1)[0])
-    return start, start + length
-
-
-def _word_span(phones: np.ndarray, segment: SegmentConfig, frames: int, draw: np.ndarray | int) -> tuple[int, int]:
-    """First and last frame + 1 of words one after another; a span of seconds where no word lies in the first `frames`."""
-    spans = word_spans(phones)
-    spans = spans[spans[:, 0] < frames]
-    if len(spans) == 0:
-        return _span(segment, frames, draw)
-    fewest, most = segment.mask_words
-    words = min(len(spans), fewest + int(below(hashed(draw, 4), most - fewest + 1)[0]))
-    first = int(below(hashed(draw, 5), len(spans) - words + 1)[0])
-    return int(spans[first, 0]), min(frames, int(spans[first + words - 1, 1]))
-
-
-def word_spans(phones: np.ndarray) -> np.ndarray:
-    """(W, 2) first frame and last + 1 of each word of aligned phones (P, 2): runs of sounds between marks; none without a frame."""
-    ids, ends = phones[:, 0].astype(np.int64), np.cumsum(phones[:, 1], dtype=np.int64)
-    sounds = (ids >= PHONE_MARKS) | (ids == UNKNOWN_PHONE)
-    edges = np.flatnonzero(np.diff(sounds.astype(np.int8), prepend=0, append=0))
-    first, last = edges[::2], edges[1::2] - 1
-    spans = np.stack([ends[first] - phones[first, 1], ends[last]], axis=1)
-    return spans[spans[:, 1] > spans[:, 0]]
+def _laid_out(rows: Rows) -> Layout:
+    if rows.layout is None:
+        raise ValueError("rows of a planner without a layout")
+    return rows.layout

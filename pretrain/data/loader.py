@@ -2,11 +2,15 @@
 
 The rows of all epochs, one after another, are one endless sequence that depends on shards, config and seed alone. A step takes the next
 rows_per_micro_batch x gradient_accumulation x data_parallel_size of them; rank r's micro-batch m is a fixed slice of those. So neither
-workers, nor restarts, nor (with the position carried over) another data-parallel size change which documents come in which order.
+workers, nor restarts, nor (with the position carried over) another data-parallel size change which documents come in which order. Where
+`data.mix` changes, after a given number of steps, another such sequence begins.
+
+Planning is this process's, one block ahead in a thread; with `data.workers` the reading is theirs, row by row as they are told.
 """
 
-import itertools
-import math
+import bisect
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,22 +18,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from uniaudio.configs.data import DataConfig
 from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.tasks import load_tasks
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.clips import load_clips
-from uniaudio.pretrain.data.dataset import BatchAssembler, Row
-from uniaudio.pretrain.data.plan import Planner
+from uniaudio.pretrain.data.dataset import BatchAssembler
+from uniaudio.pretrain.data.documents import Rows, pad_rows
+from uniaudio.pretrain.data.layout import Typesetter
+from uniaudio.pretrain.data.plan import Planner, place
 from uniaudio.pretrain.data.transfer import PackedBatches, pack, unpack
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
+_KEPT_ADDRESSES = 1024
 
 
 @dataclass(frozen=True)
 class DataPosition:
-    """Where the sequence of rows stands: step `step` begins with row `row`. A checkpoint keeps it; a layout with another number of rows a
-    step continues from it without leaving out or repeating a document."""
+    """Where the sequence of rows stands: step `step` begins at address `row` (`plan.address`). A checkpoint keeps it; a layout with another
+    number of rows a step continues from it without leaving out or repeating a document."""
 
     step: int = 0
     row: int = 0
@@ -48,12 +56,27 @@ class Loader:
         gradient_accumulation: int,
         position: DataPosition,
         workers: int,
+        pin: bool,
     ) -> None:
-        self.planner, self.assembler, self.position, self.workers = planner, assembler, position, workers
+        self.planner, self.assembler, self.workers, self.pin = planner, assembler, workers, pin
         self.rank, self.ranks, self.accumulation = data_parallel_rank, data_parallel_size, gradient_accumulation
         self.micro_rows = planner.data.rows_per_micro_batch
+        self.skipped = 0
+        self._told: set[int] = set()
+        self._lock = threading.Lock()  # a trainer reads ahead in a thread while it asks for the address of the step before
         self._prefetched: Iterator[PackedBatches | UserError] | None = None
         self._next_step = -1
+        self.position = position
+
+    @property
+    def position(self) -> DataPosition:
+        """Where this loader begins; set it to go on from a checkpoint."""
+        return self._position
+
+    @position.setter
+    def position(self, position: DataPosition) -> None:
+        self._position = position
+        self._addresses: OrderedDict[int, int] = OrderedDict({position.step: position.row})
 
     @property
     def rows_per_step(self) -> int:
@@ -62,46 +85,86 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """What a data position belongs to (`Planner.fingerprint`): under another one, row N is another row."""
+        """What a data position belongs to (`Planner.fingerprint`): under another one, an address is another row."""
         return self.planner.fingerprint
 
+    def phase(self, step: int) -> int:
+        """Number of the mix's phase that a step belongs to."""
+        return bisect.bisect_right(self.planner.phase_steps, step) - 1
+
     def first_row(self, step: int) -> int:
-        """Number in the endless sequence of the first row of `step`."""
+        """Address of the first row of `step`; at a change of the mix, the beginning of another sequence."""
         if step < self.position.step:
             raise UserError("a step before the loader's position", seen=step, allowed=f"from {self.position.step}")
-        return self.position.row + (step - self.position.step) * self.rows_per_step
+        with self._lock:
+            phase, begin = self.phase(step), self.planner.phase_steps[self.phase(step)]
+            if begin > self.position.step:
+                self._addresses.setdefault(begin, 0)
+            known = max(number for number in self._addresses if begin <= number <= step)
+            at = self.planner.skip(phase, self._addresses[known], (step - known) * self.rows_per_step)
+            self._keep(step, at)
+            return at
+
+    def _keep(self, step: int, at: int) -> None:
+        self._addresses[step] = at
+        while len(self._addresses) > _KEPT_ADDRESSES:  # the loader's own beginning stays
+            del self._addresses[next(number for number in self._addresses if number != self.position.step)]
+
+    def step_rows(self, step: int) -> Rows:
+        """The rows of a step over all ranks, in the order of the sequence."""
+        rows, behind = self.planner.rows(self.phase(step), self.first_row(step), self.rows_per_step)
+        if self.phase(step + 1) == self.phase(step):
+            with self._lock:
+                self._keep(step + 1, behind)
+        return rows
+
+    def rank_rows(self, step: int) -> list[Rows]:
+        """The rows of this rank's micro-batches."""
+        rows, size = self.step_rows(step), self.micro_rows
+        firsts = [(micro * self.ranks + self.rank) * size for micro in range(self.accumulation)]
+        return [rows.take(first, first + size) for first in firsts]
 
     def step_batches(self, step: int) -> list[Batch]:
         """The micro-batches of this rank for `step` (counted from 0), in the order of accumulation: a pure function of the step.
 
         Steps asked for in order are prefetched by `data.workers` processes; any other order costs the prefetched ones.
+
+        Raises:
+            UserError: data that cannot be used; see BatchAssembler.
         """
         if self.workers == 0:
-            return self.make_step(step)
+            before = self.assembler.skipped
+            batches = [self.assembler.batch(rows) for rows in self.rank_rows(step)]
+            self._count(self.assembler.skipped - before)
+            return [batch.pin_memory() for batch in batches] if self.pin else batches
         if self._prefetched is None or step != self._next_step:
             self._prefetched = self._prefetch(step)
         self._next_step = step + 1
         packed = next(self._prefetched)
         if isinstance(packed, UserError):
             raise packed
+        self._count(packed.skipped)
         return unpack(packed, self.assembler.no_states)
 
-    def make_step(self, step: int) -> list[Batch]:
-        """`step_batches` without prefetching."""
-        first = self.first_row(step)
-        slices = [first + (micro * self.ranks + self.rank) * self.micro_rows for micro in range(self.accumulation)]
-        return [self.assembler.batch([self.planner.locate(start + row) for row in range(self.micro_rows)]) for start in slices]
+    def _count(self, skipped: int) -> None:
+        """Adds up the documents that bad shards took away, and names each such shard once."""
+        if not skipped:
+            return
+        self.skipped += skipped
+        for shard in set(self.assembler.files.bad_shards()) - self._told:
+            self._told.add(shard)
+            logger.warning("shard %s cannot be used: padding stands for its documents", self.planner.clips.shard_name(shard))
 
     def _prefetch(self, step: int) -> Iterator[PackedBatches | UserError]:
-        self.planner.locate(self.first_row(step))  # before the fork, so that every worker has the plan
         return iter(
             DataLoader(
-                _Steps(self),
+                _Micros(self.assembler),
                 batch_size=None,
-                sampler=itertools.count(step),  # type: ignore[arg-type]
+                sampler=_Requests(self, step),  # type: ignore[arg-type]
                 num_workers=self.workers,
                 multiprocessing_context="fork",
                 prefetch_factor=2,
+                pin_memory=self.pin,
             )
         )
 
@@ -111,49 +174,64 @@ class Loader:
         Micro-batch i goes to rank i mod data_parallel_size; every rank gets the same number, filled up with batches of padding. So all
         ranks together see the same rows under any layout.
         """
-        plan = self.planner.plan(0)
-        total = min(count, math.ceil(plan.num_rows / self.micro_rows))
-        turns = math.ceil(total / self.ranks)
-        return [self._valid_batch(turn * self.ranks + self.rank, total) for turn in range(turns)]
-
-    def _valid_batch(self, number: int, total: int) -> Batch:
-        plan = self.planner.plan(0)
-        rows = range(number * self.micro_rows, (number + 1) * self.micro_rows)
-        chosen: list[Row | None] = [(plan, row) if number < total and row < plan.num_rows else None for row in rows]
-        return self.assembler.batch(chosen)
+        rows = self.planner.first_rows(count * self.micro_rows)
+        total = -(-len(rows) // self.micro_rows)
+        turns = -(-total // self.ranks)
+        rows = pad_rows(rows, turns * self.ranks * self.micro_rows)
+        firsts = [(turn * self.ranks + self.rank) * self.micro_rows for turn in range(turns)]
+        return [self.assembler.batch(rows.take(first, first + self.micro_rows)) for first in firsts]
 
     def info(self, step: int) -> dict[str, object]:
-        """What `step` reads over all ranks: epoch of its first row, rows, and the keys of its documents in order.
+        """What `step` reads over all ranks: epoch of its first row, address of its first row, and the keys of its documents in order.
 
         `next_row` with step + 1 is the DataPosition of a checkpoint taken after this step.
         """
-        first = self.first_row(step)
-        located = [self.planner.locate(row) for row in range(first, first + self.rows_per_step)]
-        spans = [(plan, range(int(plan.row_starts[row]), int(plan.row_starts[row + 1]))) for plan, row in located]
-        return {
-            "epoch": located[0][0].epoch,
-            "first_row": first,
-            "next_row": first + self.rows_per_step,
-            "keys": [self.assembler.key(plan, place) for plan, places in spans for place in places],
-        }
+        first, rows = self.first_row(step), self.step_rows(step)
+        keys = [self.assembler.key(rows.documents, number) for number in range(len(rows.documents))]
+        return {"epoch": place(first)[0], "first_row": first, "next_row": self.first_row(step + 1), "keys": keys}
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Where the data stands before `step`: rows (as this layout counts them), the mix's phase, documents lost to bad shards, and, since
+        the phase began, the epochs of each task and dataset: how often its clips have come on average."""
+        phase, at = self.phase(step), self.first_row(step)
+        epoch, block, row = place(at)
+        done = epoch + (block + row / max(1, self.planner.size(phase, epoch, block))) / self.planner.num_blocks
+        values = {"data/row": float(step * self.rows_per_step), "data/phase": float(phase), "data/skipped_documents": float(self.skipped)}
+        return values | {f"data/epochs/{name}": repeat * done for name, repeat in self.planner.average_repeats(phase).items()}
 
     def close(self) -> None:
         """Stops the workers and closes the shards."""
         self._prefetched = None
         self.assembler.close()
+        self.planner.close()
 
 
-class _Steps(Dataset[PackedBatches | UserError]):
-    """Steps by number. A UserError is handed over as a value, so that it stays one line; anything else is raised by torch."""
+class _Requests:
+    """What the workers are asked for: the rows of this rank's micro-batches, step after step. Iterated in the trainer's process."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, step: int) -> None:
+        self.loader, self.step = loader, step
 
-    def __getitem__(self, step: int) -> PackedBatches | UserError:
+    def __iter__(self) -> Iterator[list[Rows]]:
+        step = self.step
+        while True:
+            yield self.loader.rank_rows(step)
+            step += 1
+
+
+class _Micros(Dataset[PackedBatches | UserError]):
+    """Steps by their rows. A UserError is handed over as a value, so that it stays one line; anything else is raised by torch."""
+
+    def __init__(self, assembler: BatchAssembler) -> None:
+        self.assembler = assembler
+
+    def __getitem__(self, rows: list[Rows]) -> PackedBatches | UserError:
+        before = self.assembler.skipped
         try:
-            return pack(self.loader.make_step(step), self.loader.assembler.no_states)
+            batches = [self.assembler.batch(micro) for micro in rows]
         except UserError as error:
             return error
+        return pack(batches, self.assembler.no_states, skipped=self.assembler.skipped - before)
 
 
 def make_loader(
@@ -166,32 +244,23 @@ def make_loader(
     data_parallel_size: int = 1,
     gradient_accumulation: int = 1,
     position: DataPosition | None = None,
+    pin: bool = False,
 ) -> Loader:
-    """Opens `data.shards` and plans the first epoch.
+    """Opens `data.shards`; the first block is planned with the first step.
 
     Args:
         position: where to continue, from the checkpoint (`info(step)["next_row"]`); the beginning unless given.
+        pin: batches in page-locked memory, for a GPU.
 
     Raises:
         UserError: no shards, damaged ones, tasks that no clip serves, shapes that the model does not take.
     """
-    clips = load_clips(data.shards, split)
-    planner = Planner(clips, data, model)
-    assembler = BatchAssembler(clips, planner.tasks, data, model, vocabulary)
-    plan = planner.plan(0)
-    for task, reasons in planner.lacking.items():
-        if reasons:
-            logger.info("split %s, task %s: clips left out: %s", split, task, reasons)
-    logger.info(
-        "split %s: %d clips, %d documents in %d rows of %d frames, %.1f %% filled%s",
-        split,
-        len(clips),
-        len(plan.documents),
-        plan.num_rows,
-        data.frames_per_row,
-        100 * plan.fill_rate(data.frames_per_row),
-        "".join(f"; {count} left out ({reason})" for reason, count in plan.left_out.items() if count),
-    )
+    clips = load_clips(data.folders, split)
+    options = {"prompt_seconds": data.prompt_seconds, "loss_on": data.loss_on, "prefix_lm": model.prefix_lm}
+    typesetter = Typesetter(clips, load_tasks(data.tasks), vocabulary, model.num_codebooks, **options)  # type: ignore[arg-type]
+    planner = Planner(clips, data, model, typesetter.lay_out)
+    assembler = BatchAssembler(clips, data, model, typesetter)
+    _tell(planner, split)
     return Loader(
         planner,
         assembler,
@@ -200,4 +269,20 @@ def make_loader(
         gradient_accumulation=gradient_accumulation,
         position=position or DataPosition(),
         workers=data.workers if split == "train" else 0,
+        pin=pin,
+    )
+
+
+def _tell(planner: Planner, split: str) -> None:
+    for task, reasons in planner.service.lacking.items():
+        if reasons:
+            logger.info("split %s, task %s: clips left out: %s", split, task, reasons)
+    hours = zip(planner.tasks, planner.service.hours.sum(axis=1).tolist())
+    logger.info(
+        "split %s: %d clips, %d shards in %d blocks; hours by task: %s",
+        split,
+        len(planner.clips),
+        planner.clips.num_shards,
+        planner.num_blocks,
+        ", ".join(f"{task.name} {value:.3g}" for task, value in hours),
     )

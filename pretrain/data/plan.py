@@ -1,304 +1,279 @@
-"""Which documents are in an epoch, in what order, packed into which rows: a pure function of (shards, config, seed, epoch).
+"""Which documents are in an epoch, in what order, packed into which rows: a pure function of (shards, config, seed, epoch, block).
 
-Reads no array data: lengths come from the indexes. Knows nothing of ranks, workers or steps. A document is a clip in the role of a task;
-R rows, D documents, N clips.
+Shards are dealt to blocks anew every epoch, and blocks are read one after another; a block's documents are shuffled and packed among
+themselves, from the index alone. So any block can be planned without the others: to go on in the middle of an epoch costs one block,
+however long the epoch. Knows nothing of ranks, workers or steps.
+
+A place in the endless sequence of rows is an integer, the address: epoch x 2^44 + block x 2^24 + row of the block.
 """
 
-import bisect
 import hashlib
+import math
 import threading
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 
 from uniaudio.configs.data import DataConfig
 from uniaudio.configs.model import ModelConfig
-from uniaudio.configs.tasks import CONTINUOUS, TaskConfig, load_tasks
+from uniaudio.configs.tasks import load_tasks
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.clips import ClipTable
+from uniaudio.pretrain.data.documents import Documents, Layout, Rows, concatenate, join
 from uniaudio.pretrain.data.draw import below, hashed, salt, shuffled
+from uniaudio.pretrain.data.mix import Service
 from uniaudio.pretrain.data.packing import best_fit
-from uniaudio.pretrain.data.tasks import FRAME_RATE, document_frames, fit_target, text_states
-from uniaudio.tokenize_farm.schema import KINDS
+from uniaudio.pretrain.data.tasks import FRAME_RATE, document_frames, fit_target, split_view, text_states
 
 logger = get_logger(__name__)
-_COPY_UNIT = 2**20  # repeats of a task are multiples of 2^-20, so that their sums over epochs are exact in float64
+_KEPT_BLOCKS = 4
+_ROW_BITS, _BLOCK_BITS = 24, 20
+_NOT_THE_ORDER = {"shards", "tasks", "workers", "verify", "rows_per_micro_batch", "loss_on", "bad_shards", "cache_dir", "cache_gb"}
 
 
-@dataclass(frozen=True)
-class Documents:
-    """Columns over documents, each (D,).
-
-    task: position in data.tasks. clip: number in the clip table. prompt: clip that the prompt is cut from, -1 without. crop: first
-    frame of the prompt in that clip. target: target frames after cutting. frames: of the whole document. states: continuous text
-    positions. draw: uint64, source of its further draws.
-    """
-
-    task: np.ndarray
-    clip: np.ndarray
-    prompt: np.ndarray
-    crop: np.ndarray
-    target: np.ndarray
-    frames: np.ndarray
-    states: np.ndarray
-    draw: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.task)
-
-    def take(self, places: np.ndarray) -> "Documents":
-        """The documents at `places`, in that order."""
-        return Documents(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+def address(epoch: int, block: int, row: int) -> int:
+    """A place in the endless sequence as one integer."""
+    return ((epoch << _BLOCK_BITS) + block << _ROW_BITS) + row
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """One epoch: documents in reading order; row r holds documents row_starts[r]..row_starts[r + 1] - 1."""
-
-    epoch: int
-    documents: Documents
-    row_starts: np.ndarray
-    left_out: dict[str, int]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.row_starts) - 1
-
-    def fill_rate(self, frames_per_row: int) -> float:
-        """Share of the rows' frames that hold documents."""
-        return float(self.documents.frames.sum(dtype=np.int64)) / (self.num_rows * frames_per_row)
+def place(at: int) -> tuple[int, int, int]:
+    """(epoch, block, row) of an address."""
+    rest, row = divmod(at, 1 << _ROW_BITS)
+    return (*divmod(rest, 1 << _BLOCK_BITS), row)
 
 
 class Planner:
-    """Makes the plan of any epoch, and finds a row of the endless sequence of epochs.
+    """Plans blocks of rows, and walks from one to the next.
+
+    Phases are those of `data.mix` (0 before its first change): each has an endless sequence of its own.
 
     Args:
         data: `tasks`, shape of a row, mix, seed.
         model: `num_codebooks` and `text_width`, against which the shards are checked.
+        lay_out: what stands where in each document, worked out for a whole block at once and kept beside its rows.
 
     Raises:
-        UserError: a task of the train split that no clip serves, shards of too few levels or of another text width.
+        UserError: a task of the train split that no clip serves, shards of too few levels or of another text width, unknown names in
+            the mix.
     """
 
-    def __init__(self, clips: ClipTable, data: DataConfig, model: ModelConfig) -> None:
-        self.clips, self.data = clips, data
+    def __init__(
+        self, clips: ClipTable, data: DataConfig, model: ModelConfig, lay_out: Callable[[Documents], Layout] | None = None
+    ) -> None:
+        self.clips, self.data, self._lay_out = clips, data, lay_out
         self.tasks = load_tasks(data.tasks)
         self.prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
-        self.lacking: dict[str, dict[str, int]] = {}
-        voices = _voices(clips)
-        self._has_company = (voices >= 0) & (np.bincount(voices + 1, minlength=1)[voices + 1] > 1)
-        self._eligible = [self._clips_for(task) for task in self.tasks]
-        self._check_shapes(model)
-        self._check_tasks()
-        self.repeats = self._repeats()
-        self._plans: dict[int, EpochPlan] = {}
-        self._rows_before = [0]
-        self._lock = threading.RLock()  # a trainer reads ahead in a thread while it asks for the documents of the step before
-
-    def _clips_for(self, task: TaskConfig) -> np.ndarray:
-        """Numbers of the clips that serve `task`; counts why the others of its kinds do not."""
-        of_kind = np.isin(self.clips.kinds, [KINDS.index(kind) for kind in task.kinds])
-        eligible = of_kind.copy()
-        reasons: dict[str, int] = {}
-        for view in task.required_views:
-            has = self.clips.rows_of(view) > 0
-            reasons[f"no view {view}"] = int((eligible & ~has).sum())
-            eligible &= has
-        if task.needs_prompt:
-            reasons["no other clip of the speaker"] = int((eligible & ~self._has_company).sum())
-            eligible &= self._has_company
-        self.lacking[task.name] = {reason: count for reason, count in reasons.items() if count}
-        return np.flatnonzero(eligible)
-
-    def _check_shapes(self, model: ModelConfig) -> None:
-        for task, eligible in zip(self.tasks, self._eligible):
-            for segment in task.segments:
-                columns = self.clips.columns[segment.view][eligible] if len(eligible) else np.zeros(0)
-                if segment.modality == CONTINUOUS and (columns != model.text_width).any():
-                    raise UserError(
-                        f"model.text_width is not the width of the shards' view {segment.view}",
-                        seen=model.text_width,
-                        allowed=int(columns[columns != model.text_width][0]),
-                    )
-                if segment.modality == "audio" and (columns < model.num_codebooks).any():
-                    raise UserError(
-                        f"model.num_codebooks exceeds the levels of the shards' view {segment.view}",
-                        seen=model.num_codebooks,
-                        allowed=f"up to {int(columns.min())}",
-                    )
-
-    def _check_tasks(self) -> None:
-        empty = [task.name for task, eligible in zip(self.tasks, self._eligible) if len(eligible) == 0]
-        if unknown := sorted(set(self.data.mix.weights) - {task.name for task in self.tasks}):
-            raise UserError("data.mix.weights names tasks outside data.tasks", seen=", ".join(unknown), allowed=", ".join(self.data.tasks))
-        if not empty:
-            return
-        why = "; ".join(f"{name}: {self.lacking[name] or 'no clip of its kind'}" for name in empty)
-        if self.clips.split == "train" or len(empty) == len(self.tasks):
-            raise UserError(
-                f"no clip of the split {self.clips.split} serves these tasks of data.tasks: {why}",
-                seen=f"{len(self.clips)} clips in {self.clips.directory}",
-                remedy="leave those tasks out of data.tasks, or tokenize the views they need",
-            )
-        logger.warning("split %s serves no document of: %s", self.clips.split, why)
-
-    def _repeats(self) -> list[float]:
-        """How often each task's clips come in an epoch, on average: 1 at alpha 1 without weights, and on held-out clips."""
-        frames = np.array(
-            [self.clips.rows_of(task.target.view)[eligible].sum(dtype=np.int64) for task, eligible in zip(self.tasks, self._eligible)]
-        )
-        weights = self.data.mix.weights
-        if (self.data.mix.alpha == 1 and not weights) or self.clips.split != "train":
-            return [1.0] * len(self.tasks)
-        powers = np.where(frames > 0, frames.astype(float) ** self.data.mix.alpha, 0.0)
-        shares = powers / powers.sum()
-        shares = np.array([weights.get(task.name, share) for task, share in zip(self.tasks, shares)]) * (frames > 0)
-        if shares.sum() == 0:
-            raise UserError("data.mix.weights leaves no task with a share above 0", seen=weights)
-        repeats = shares / shares.sum() * frames.sum() / np.maximum(frames, 1)
-        return [round(repeat * _COPY_UNIT) / _COPY_UNIT for repeat in repeats.tolist()]
+        self.service = Service(clips, self.tasks)
+        self.service.check_shapes(model)
+        if empty := self.service.check_tasks():
+            logger.warning("split %s serves no document of: %s", clips.split, ", ".join(empty))
+        phases = data.mix.phases if clips.split == "train" else data.mix.phases[:1]
+        self.phase_steps = [step for step, _ in phases]
+        self.repeats = [self.service.repeats(shares) for _, shares in phases]
+        self.num_blocks = math.ceil(clips.num_shards / data.shards_per_block)
+        self.left_out: Counter[str] = Counter()
+        self._planned: OrderedDict[tuple[int, int, int], Future[Rows]] = OrderedDict()
+        self._sizes: dict[tuple[int, int, int], int] = {}
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1)  # plans the next block while the trainer works; the workers of a loader never plan
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that the order of documents depends on: only under an equal one does a checkpoint's row mean the same."""
-        data = self.data.model_dump_json(exclude={"shards", "tasks", "workers", "verify", "rows_per_micro_batch", "loss_on"})
-        digest = hashlib.sha256("\n".join([data, *(task.model_dump_json() for task in self.tasks)]).encode())
-        for paths, index in zip(self.clips.paths, self.clips.indexes):
-            digest.update(paths.name.encode())
-            for column in (index.keys, index.speakers, index.kinds, index.views, index.shapes):
-                digest.update(np.ascontiguousarray(column).tobytes())
+        """sha256 of all that the order of documents depends on: only under an equal one does a checkpoint's address mean the same."""
+        digest = hashlib.sha256(self.data.model_dump_json(exclude=_NOT_THE_ORDER).encode())
+        for text in [*(task.model_dump_json() for task in self.tasks), *(table.fingerprint for table in self.clips.tables)]:
+            digest.update(text.encode())
         return digest.hexdigest()
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The plan of `epoch`; the last two are kept."""
-        with self._lock:
-            if epoch not in self._plans:
-                while len(self._plans) > 1:
-                    del self._plans[min(self._plans)]
-                self._plans[epoch] = self._make(epoch)
-            return self._plans[epoch]
+    def block(self, phase: int, epoch: int, block: int) -> Rows:
+        """The rows of a block; the last few are kept."""
+        return self._ask(phase, epoch, block).result()
 
-    def locate(self, row: int) -> tuple[EpochPlan, int]:
-        """The epoch that row `row` of the endless sequence lies in, and its number inside."""
+    def _ask(self, phase: int, epoch: int, block: int) -> "Future[Rows]":
+        key = (phase, epoch, block)
         with self._lock:
-            while self._rows_before[-1] <= row:
-                self._rows_before.append(self._rows_before[-1] + self.plan(len(self._rows_before) - 1).num_rows)
-            epoch = bisect.bisect_right(self._rows_before, row) - 1
-            return self.plan(epoch), row - self._rows_before[epoch]
+            if key not in self._planned:
+                while len(self._planned) >= _KEPT_BLOCKS:
+                    self._planned.popitem(last=False)
+                self._planned[key] = self._thread.submit(self._make, phase, epoch, block)
+            self._planned.move_to_end(key)
+            return self._planned[key]
 
-    def _make(self, epoch: int) -> EpochPlan:
+    def size(self, phase: int, epoch: int, block: int) -> int:
+        """Rows of a block."""
+        key = (phase, epoch, block)
+        if key not in self._sizes:
+            self._sizes[key] = len(self.block(*key))
+        return self._sizes[key]
+
+    def rows(self, phase: int, at: int, count: int) -> tuple[Rows, int]:
+        """The next `count` rows from an address on, and the address behind them. The block after them is planned meanwhile."""
+        parts, first = [], at
+        while count:
+            epoch, block, row = place(at)
+            size = self.size(phase, epoch, block)
+            taken = min(count, size - row)
+            if taken:
+                parts.append(self.block(phase, epoch, block).take(row, row + taken))
+            count -= taken
+            at = at + taken if row + taken < size else self._next(phase, at, first)
+        self._ask(phase, *place(self._next(phase, at, -1))[:2])
+        return join(parts), at
+
+    def first_rows(self, count: int) -> Rows:
+        """The first `count` rows of epoch 0, or all of it where it has fewer."""
+        parts: list[Rows] = []
+        for block in range(self.num_blocks):
+            if (left := count - sum(map(len, parts))) <= 0:
+                break
+            parts.append(self.block(0, 0, block).take(0, min(left, self.size(0, 0, block))))
+        return join(parts)
+
+    def average_repeats(self, phase: int) -> dict[str, float]:
+        """How often the clips of each task, and of each dataset, come in an epoch of the phase, on average over their hours."""
+        hours, repeats = self.service.hours, self.repeats[phase]
+        by_task = (repeats * hours).sum(axis=1) / np.maximum(hours.sum(axis=1), 1e-300)
+        averages = dict(zip((f"task/{task.name}" for task in self.tasks), by_task.tolist()))
+        if len(self.clips.names) > 1:
+            by_dataset = (repeats * hours).sum(axis=0) / np.maximum(hours.sum(axis=0), 1e-300)
+            averages |= dict(zip((f"dataset/{name}" for name in self.clips.names), by_dataset.tolist()))
+        return averages
+
+    def skip(self, phase: int, at: int, count: int) -> int:
+        """The address `count` rows behind another."""
+        first = at
+        while count:
+            epoch, block, row = place(at)
+            size = self.size(phase, epoch, block)
+            taken = min(count, size - row)
+            count -= taken
+            at = at + taken if row + taken < size else self._next(phase, at, first)
+        return at
+
+    def _next(self, phase: int, at: int, first: int) -> int:
+        """The address of the next block's beginning. UserError where a whole epoch from `first` on has not one row."""
+        epoch, block, _ = place(at)
+        behind = address(epoch, block + 1, 0) if block + 1 < self.num_blocks else address(epoch + 1, 0, 0)
+        if (
+            first >= 0
+            and place(behind)[0] > place(first)[0] + 1
+            and not any(self._sizes.get((phase, epoch, number), 0) for number in range(self.num_blocks))
+        ):
+            raise UserError("no document fits data.frames_per_row", seen=dict(self.left_out), remedy="longer rows, or data.too_long=cut")
+        return behind
+
+    def _make(self, phase: int, epoch: int, block: int) -> Rows:
+        seed = self.data.seed + (phase << 32)
+        order = shuffled(self.clips.num_shards, seed, epoch, salt("shards"))
+        shards = order[block * self.data.shards_per_block : (block + 1) * self.data.shards_per_block]
+        clips = self.clips.clips_of_shards(shards)
+        neighbours = _Neighbours(self.clips, clips)
         left_out: Counter[str] = Counter()
-        block_of_shard = self._blocks(epoch)
-        block_of_clip = block_of_shard[self.clips.shard]
-        neighbours = _Neighbours(self.clips, block_of_clip)
-        parts = [self._documents(index, epoch, neighbours, left_out) for index in range(len(self.tasks))]
-        documents = Documents(*(np.concatenate([getattr(part, name) for part in parts]) for name in Documents.__dataclass_fields__))
-        if len(documents) == 0:
-            raise UserError("no document fits data.frames_per_row", seen=dict(left_out), remedy="longer rows, or data.too_long=cut")
-        block = block_of_clip[documents.clip]
-        order = np.lexsort((hashed(documents.draw, 1), block))
-        documents, block = documents.take(order), block[order]
-        bounds = np.flatnonzero(np.diff(block, prepend=-1, append=np.iinfo(block.dtype).max))
-        places, sizes = [], []
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist()):
-            inside, rows = self._pack(documents.frames[start:stop], documents.states[start:stop], epoch, int(block[start]))
-            places.append(inside + start)
-            sizes.append(rows)
-        row_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
-        return EpochPlan(epoch, documents.take(np.concatenate(places)), row_starts, dict(left_out))
+        parts = [self._documents(number, phase, epoch, neighbours, left_out) for number in range(len(self.tasks))]
+        documents = concatenate(parts)
+        for reason, count in left_out.items():
+            if count and not self.left_out[reason]:
+                logger.warning("split %s, documents left out: %s (%d in the first block that has some)", self.clips.split, reason, count)
+        self.left_out.update(left_out)
+        return self._pack(documents.take(np.argsort(hashed(documents.draw, 1), kind="stable")), seed, epoch, block)
 
-    def _blocks(self, epoch: int) -> np.ndarray:
-        """(shards,) block of each shard: blocks are read one after another, shards are dealt to them anew every epoch."""
-        shards = len(self.clips.paths)
-        block = np.empty(shards, np.int64)
-        block[shuffled(shards, self.data.seed, epoch, salt("shards"))] = np.arange(shards) // self.data.shards_per_block
-        return block
-
-    def _documents(self, index: int, epoch: int, neighbours: "_Neighbours", left_out: Counter[str]) -> Documents:
-        """The documents of one task in this epoch, before shuffling and packing."""
-        task, eligible, repeat = self.tasks[index], self._eligible[index], self.repeats[index]
+    def _documents(self, number: int, phase: int, epoch: int, neighbours: "_Neighbours", left_out: Counter[str]) -> Documents:
+        """The documents of one task in a block, before shuffling and packing."""
+        task, seed = self.tasks[number], self.data.seed + (phase << 32)
+        eligible, dataset = neighbours.eligible(number, self.service)
+        repeat = self.repeats[phase][number][dataset]
         # copies up to epoch e are floor(u + e * repeat) with u fixed for each clip: over epochs every clip gets its share
-        phase = (hashed(self.data.seed, salt(task.name), eligible) >> np.uint64(40)).astype(np.float64) / 2**24
-        copies = (np.floor(phase + (epoch + 1) * repeat) - np.floor(phase + epoch * repeat)).astype(np.int64)
+        begin = (hashed(seed, salt(task.name), eligible) >> np.uint64(40)).astype(np.float64) / 2**24
+        copies = (np.floor(begin + (epoch + 1) * repeat) - np.floor(begin + epoch * repeat)).astype(np.int64)
         clip = np.repeat(eligible, copies)
         copy = np.arange(len(clip)) - np.repeat(np.cumsum(copies) - copies, copies)
-        draw = hashed(self.data.seed, epoch, salt(task.name), clip, copy)
-        prompt = neighbours.draw(clip, hashed(draw, 2)) if task.needs_prompt else np.full(len(clip), -1, np.int64)
-        crop = below(hashed(draw, 3), np.maximum(rows_of_prompt(self.clips, prompt) - self.prompt_frames, 0) + 1)
-        rows = self._rows(task, clip, prompt)
+        draw = hashed(seed, epoch, salt(task.name), clip, copy)
+        nobody = np.full(len(clip), -1, np.int64)
+        prompt = neighbours.draw(clip, hashed(draw, 2)) if task.needs_prompt else nobody
+        prompt_rows = self.clips.of_view("rows", "audio", prompt) if task.needs_prompt else np.zeros(len(clip), np.int64)
+        crop = below(hashed(draw, 3), np.maximum(prompt_rows - self.prompt_frames, 0) + 1)
+        rows = {segment.key: self.clips.of_view("rows", segment.view, clip) for segment in task.segments if segment.key != "prompt"}
+        if task.needs_prompt:
+            rows["prompt"] = np.minimum(prompt_rows, self.prompt_frames)
+        start, whole = np.zeros(len(clip), np.int64), rows[task.target.key]
+        if task.is_split:
+            start, pieces = split_view(task, whole, self.data.frames_per_row, draw)
+            rows |= pieces
         target = fit_target(task, rows, self.data.frames_per_row)
         if self.data.too_long == "skip":
-            target = np.where(target == rows[task.target.key], target, 0)
+            uncut = (
+                (start + rows[task.target.key] + rows.get(f"{task.target.view}.after", 0)) == whole if task.is_split else target == whole
+            )
+            target = np.where(uncut & (target == rows[task.target.key]), target, 0)
         states = text_states(task, rows, len(clip))
-        fits = target > 0
-        roomy = states <= self.data.max_text_states_per_row
+        fits, roomy = target > 0, states <= self.data.max_text_states_per_row
         left_out[f"{task.name}: longer than a row"] += int((~fits).sum())
         left_out[f"{task.name}: more text than a row takes"] += int((fits & ~roomy).sum())
         frames = document_frames(task, rows, target)
-        documents = Documents(np.full(len(clip), index, np.int32), clip, prompt, crop, target, frames, states, draw)
+        documents = Documents(np.full(len(clip), number, np.int32), clip, prompt, crop, start, target, frames, states, draw)
         return documents.take(np.flatnonzero(fits & roomy))
 
-    def _rows(self, task: TaskConfig, clip: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of each segment's view for each document, by segment key."""
-        rows = {segment.key: self.clips.rows_of(segment.view)[clip].astype(np.int64) for segment in task.segments}
-        if task.needs_prompt:
-            rows["prompt"] = np.minimum(rows_of_prompt(self.clips, prompt), self.prompt_frames)
-        return rows
-
-    def _pack(self, frames: np.ndarray, states: np.ndarray, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Packs one block: (places of its documents in row order, documents of each row), rows shuffled."""
+    def _pack(self, documents: Documents, seed: int, epoch: int, block: int) -> Rows:
+        """Packs a block's documents; the rows are shuffled."""
+        if len(documents) == 0:
+            return Rows(documents, np.zeros(1, np.int64))
         row_of = best_fit(
-            frames,
-            states,
+            documents.frames,
+            documents.states,
             frames=self.data.frames_per_row,
             max_documents=self.data.max_documents_per_row - 1,  # the padding behind them takes one entry of the boundary tensor
             max_states=self.data.max_text_states_per_row,
         )
         count = int(row_of.max()) + 1
         rank = np.empty(count, np.int64)
-        rank[shuffled(count, self.data.seed, epoch, salt("rows"), block)] = np.arange(count)
-        places = np.argsort(rank[row_of], kind="stable")
-        return places, np.bincount(rank[row_of], minlength=count)
+        rank[shuffled(count, seed, epoch, salt("rows"), block)] = np.arange(count)
+        row = rank[row_of]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row, minlength=count))])
+        documents = documents.take(np.argsort(row, kind="stable"))
+        return Rows(documents, starts, self._lay_out(documents) if self._lay_out else None)
 
-
-def rows_of_prompt(clips: ClipTable, prompt: np.ndarray) -> np.ndarray:
-    """(D,) int64 frames of the clips that prompts are cut from; 0 where there is none."""
-    return np.where(prompt >= 0, clips.rows_of("audio")[prompt], 0).astype(np.int64)
-
-
-def _voices(clips: ClipTable) -> np.ndarray:
-    """(N,) speaker and kind as one number, so that speech is prompted by speech and singing by singing; -1 without speaker or audio."""
-    usable = (clips.speakers >= 0) & (clips.rows_of("audio") > 0)
-    return np.where(usable, clips.speakers.astype(np.int64) * len(KINDS) + clips.kinds, -1)
+    def close(self) -> None:
+        """Ends the planning thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class _Neighbours:
-    """Draws another clip of the same speaker: from the same block where it holds one (read anyway), else from the whole split."""
+    """The clips of a block; draws another clip of the same voice: from the block where it holds one (read anyway), else from the split."""
 
-    def __init__(self, clips: ClipTable, block_of_clip: np.ndarray) -> None:
-        voices = _voices(clips)
-        candidates = np.flatnonzero(voices >= 0)
-        speaker, block = voices[candidates], block_of_clip[candidates]
-        order = np.lexsort((block, speaker))
-        self._order, speaker, block = candidates[order], speaker[order], block[order]
-        self._place = np.full(len(clips), -1, np.int64)
-        self._place[self._order] = np.arange(len(order))
-        new_speaker = np.diff(speaker, prepend=-1) != 0
-        self._wide = _groups(new_speaker)
-        self._near = _groups(new_speaker | (np.diff(block, prepend=-1) != 0))
+    def __init__(self, clips: ClipTable, block: np.ndarray) -> None:
+        self.clips = clips
+        self._block = block
+        self._dataset = clips.dataset_of(block)
+        self._groups = clips.column("groups", block)
+        voices = clips.column("voices", block).astype(np.int64)
+        voiced = np.flatnonzero(voices >= 0)
+        whose = voices[voiced] + (self._dataset[voiced] << 32)
+        order = np.lexsort((block[voiced], whose))
+        self._sorted = block[voiced][order]  # by voice, then by clip
+        opens = np.flatnonzero(np.diff(whose[order], prepend=-1) != 0)
+        sizes = np.diff(opens, append=len(order))
+        self._start, self._size = np.repeat(opens, sizes), np.repeat(sizes, sizes)
+        self._by_clip = np.argsort(self._sorted, kind="stable")
+
+    def eligible(self, task: int, service: Service) -> tuple[np.ndarray, np.ndarray]:
+        """Clips of the block that serve a task, and their datasets."""
+        chosen = np.zeros(len(self._block), bool)
+        for number in np.unique(self._dataset).tolist():
+            inside = self._dataset == number
+            chosen[inside] = service.serves[number][task][self._groups[inside]]
+        return self._block[chosen], self._dataset[chosen]
 
     def draw(self, clip: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-        """(D,) a clip of the same speaker, never the clip itself; every clip must have one."""
-        place = self._place[clip]
-        start, size = (np.where(self._near[1][place] > 1, near[place], wide[place]) for near, wide in zip(self._near, self._wide))
-        return self._order[start + (place - start + 1 + below(hashes, size - 1)) % size]
-
-
-def _groups(opens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(start, size) of the run that each place belongs to; `opens` is True where a run begins."""
-    starts = np.flatnonzero(opens)
-    sizes = np.diff(starts, append=len(opens))
-    return np.repeat(starts, sizes), np.repeat(sizes, sizes)
+        """(D,) a clip of the same voice, never the clip itself; every clip must have one."""
+        if len(clip) == 0:
+            return clip
+        at = self._by_clip[np.searchsorted(self._sorted, clip, sorter=self._by_clip)]
+        start, size = self._start[at], self._size[at]
+        drawn = self._sorted[start + (at - start + 1 + below(hashes, np.maximum(size - 1, 1))) % size]
+        alone = np.flatnonzero(size == 1)
+        drawn[alone] = self.clips.draw_company(clip[alone], hashes[alone])
+        return drawn

@@ -4,7 +4,7 @@ Owns what stands in each frame, and the way back. Reads no shard, draws nothing:
 Views are raw codes as in the shard (`tokenize_farm.schema.VIEWS`), named by segment key (`SegmentConfig.key`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from uniaudio.pretrain.data.vocabulary import Vocabulary
 
 MASKED = np.iinfo(np.uint16).max  # a hidden code in a view of raw codes
 LossOn = Literal["target", "all"]
+Named = str | Callable[[], str]  # a clip's name in messages, or what makes it
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ _NO_STATES, _NO_POSITIONS = np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """A segment with its ids looked up.
 
     form: how its view becomes frames: text states; audio codes; audio codes with some MASKED; phones held over their durations; the first
@@ -54,18 +55,30 @@ class _Part:
     entries: int
 
 
-def _part(segment: SegmentConfig, vocabulary: Vocabulary, num_codebooks: int) -> _Part:
+def _make_part(segment: SegmentConfig, vocabulary: Vocabulary, num_codebooks: int) -> Part:
     edges = (vocabulary.special(segment.start), vocabulary.special(segment.end))
     if segment.modality == CONTINUOUS:
-        return _Part(segment, segment.key, *edges, "states", np.zeros(1, np.int64), 0)
+        return Part(segment, segment.key, *edges, "states", np.zeros(1, np.int64), 0)
     if segment.modality == "audio":
         levels = [vocabulary.audio_level(level) for level in range(num_codebooks)]
         offsets = np.array([level.start for level in levels], np.int64)
-        return _Part(segment, segment.key, *edges, "masked" if segment.draw == "masked" else "audio", offsets, len(levels[0]))
+        return Part(segment, segment.key, *edges, "masked" if segment.draw == "masked" else "audio", offsets, len(levels[0]))
     span = vocabulary.modality(segment.modality)
     phones = segment.view.split(".")[0] == "phone"
     form: Literal["held", "first", "vector"] = "held" if segment.durations == "keep" else "first" if phones else "vector"
-    return _Part(segment, segment.key, *edges, form, np.array([span.start], np.int64), len(span))
+    return Part(segment, segment.key, *edges, form, np.array([span.start], np.int64), len(span))
+
+
+def make_parts(task: TaskConfig, vocabulary: Vocabulary, num_codebooks: int) -> list[Part]:
+    """The segments of a task with their ids; UserError where the vocabulary lacks one, or levels for `num_codebooks`."""
+    if num_codebooks > vocabulary.num_audio_levels:
+        raise UserError(
+            "model.num_codebooks exceeds the audio levels of the vocabulary",
+            seen=num_codebooks,
+            allowed=f"1..{vocabulary.num_audio_levels}",
+            remedy="load_vocabulary(name, num_codebooks)",
+        )
+    return [_make_part(segment, vocabulary, num_codebooks) for segment in task.segments]
 
 
 class SequenceBuilder:
@@ -79,15 +92,8 @@ class SequenceBuilder:
     def __init__(
         self, task: TaskConfig, vocabulary: Vocabulary, num_codebooks: int, *, loss_on: LossOn = "target", prefix_lm: bool = False
     ) -> None:
-        if num_codebooks > vocabulary.num_audio_levels:
-            raise UserError(
-                "model.num_codebooks exceeds the audio levels of the vocabulary",
-                seen=num_codebooks,
-                allowed=f"1..{vocabulary.num_audio_levels}",
-                remedy="load_vocabulary(name, num_codebooks)",
-            )
         self.task, self.vocabulary, self.num_codebooks, self.loss_on, self.prefix_lm = task, vocabulary, num_codebooks, loss_on, prefix_lm
-        self._parts = [_part(segment, vocabulary, num_codebooks) for segment in task.segments]
+        self._parts = make_parts(task, vocabulary, num_codebooks)
         self._head = np.array([[vocabulary.special("<start>")], [vocabulary.special(task.token)]], np.int64)
         self._end = vocabulary.special("<end>")
         self._continuous = vocabulary.special("<continuous_token>")
@@ -163,7 +169,7 @@ class SequenceBuilder:
             return _NO_STATES, _NO_POSITIONS, end + 1
         return np.concatenate(states), np.concatenate(positions), end + 1
 
-    def _write(self, part: "_Part", view: np.ndarray, out_LQ: np.ndarray, clip: str) -> None:
+    def _write(self, part: Part, view: np.ndarray, out_LQ: np.ndarray, clip: str) -> None:
         """Writes the ids of a segment's first L rows; refuses codes outside their codebook."""
         count = out_LQ.shape[0]
         if part.form in ("audio", "masked"):
@@ -176,11 +182,11 @@ class SequenceBuilder:
                 )
             codes = view[:count, : self.num_codebooks]
         elif part.form == "held":
-            codes = _held(view, count, clip)[:, None]
+            codes = hold(view, count, clip)[:, None]
         else:
             codes = view[:count, :1] if part.form == "first" else view[:count, None]
         hidden = codes == MASKED if part.form == "masked" else None
-        _check_range(codes if hidden is None else codes[~hidden], part, clip)
+        check_range(codes if hidden is None else codes[~hidden], part, clip)
         np.add(codes, part.offsets, out=out_LQ)
         if hidden is not None:
             out_LQ[hidden] = self.vocabulary.audio_mask
@@ -211,7 +217,7 @@ class SequenceBuilder:
         self._expect(codes, end, self._end)
         return views
 
-    def _raw(self, part: "_Part", ids_LQ: np.ndarray) -> np.ndarray:
+    def _raw(self, part: Part, ids_LQ: np.ndarray) -> np.ndarray:
         """The inverse of `_write`."""
         if part.form in ("audio", "masked"):
             return np.where(ids_LQ == self.vocabulary.audio_mask, MASKED, ids_LQ - part.offsets).astype(np.uint16)
@@ -258,7 +264,7 @@ def build_prompt_sequence(
     return SequenceBuilder(task, vocabulary, num_codebooks, prefix_lm=prefix_lm).prompt(views)
 
 
-def _view(views: Mapping[str, np.ndarray], part: "_Part", task: TaskConfig, clip: str) -> np.ndarray:
+def _view(views: Mapping[str, np.ndarray], part: Part, task: TaskConfig, clip: str) -> np.ndarray:
     if part.key not in views:
         raise UserError(
             f"{clip}: task {task.name} needs {part.key}", seen=", ".join(views), allowed=", ".join(s.key for s in task.segments)
@@ -266,26 +272,31 @@ def _view(views: Mapping[str, np.ndarray], part: "_Part", task: TaskConfig, clip
     return views[part.key]
 
 
-def _durations(phones: np.ndarray, clip: str) -> np.ndarray:
+def _name(clip: Named) -> str:
+    return clip if isinstance(clip, str) else clip()
+
+
+def _durations(phones: np.ndarray, clip: Named) -> np.ndarray:
     durations = phones[:, 1]
     if not durations.any():
         raise UserError(
-            f"{clip}: its phones have no durations",
+            f"{_name(clip)}: its phones have no durations",
             remedy="tokenize with a phone tokenizer that aligns, or leave out the tasks svs and s_edit",
         )
     return durations
 
 
-def _held(phones: np.ndarray, count: int, clip: str) -> np.ndarray:
-    """Each phone repeated over its frames, fitted to `count`: cut, or the last phone held on."""
+def hold(phones: np.ndarray, count: int, clip: Named) -> np.ndarray:
+    """Each phone of (P, 2) repeated over its frames, fitted to `count`: cut, or the last held on. UserError where none has a duration."""
     frames = np.repeat(phones[:, 0], _durations(phones, clip))[:count]
     return np.pad(frames, (0, count - len(frames)), mode="edge") if len(frames) < count else frames
 
 
-def _check_range(codes: np.ndarray, part: "_Part", clip: str) -> None:
+def check_range(codes: np.ndarray, part: Part, clip: Named) -> None:
+    """Raises UserError that names the clip and the view where a raw code lies outside its modality."""
     if codes.size and codes.max() >= part.entries:
         raise UserError(
-            f"{clip}: a code of view {part.segment.view} lies outside {part.segment.modality}",
+            f"{_name(clip)}: a code of view {part.segment.view} lies outside {part.segment.modality}",
             seen=int(codes.max()),
             allowed=f"0..{part.entries - 1}",
             remedy="the shard was made by another tokenizer than model.vocabulary describes",

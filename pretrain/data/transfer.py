@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,13 +14,19 @@ Field = tuple[torch.dtype, tuple[int, ...], int]  # dtype, shape, first byte
 
 @dataclass(frozen=True)
 class PackedBatches:
-    """block: (bytes,) uint8. layout: for each batch its fields in order; None for the text states of a batch without text."""
+    """block: (bytes,) uint8. layout: for each batch its fields in order; None for the text states of a batch without text. skipped:
+    documents that became padding because their shard was bad."""
 
     block: torch.Tensor
     layout: list[list[Field | None]]
+    skipped: int = 0
+
+    def pin_memory(self) -> "PackedBatches":
+        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        return replace(self, block=self.block.pin_memory())
 
 
-def pack(batches: Sequence[Batch], no_states: torch.Tensor) -> PackedBatches:
+def pack(batches: Sequence[Batch], no_states: torch.Tensor, *, skipped: int = 0) -> PackedBatches:
     """Copies the batches into one block; text states that are `no_states` itself (zeros that every process has) are left out."""
     layout: list[list[Field | None]] = []
     end = 0
@@ -33,7 +39,7 @@ def pack(batches: Sequence[Batch], no_states: torch.Tensor) -> PackedBatches:
             fields.append((tensor.dtype, tuple(tensor.shape), end))
             end += math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT
         layout.append(fields)
-    packed = PackedBatches(torch.empty(end, dtype=torch.uint8), layout)
+    packed = PackedBatches(torch.empty(end, dtype=torch.uint8), layout, skipped)
     for source, copy in zip(batches, unpack(packed, no_states)):
         for tensor, target in zip(source.as_tuple(), copy.as_tuple()):
             if target is not no_states:

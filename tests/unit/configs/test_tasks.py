@@ -12,9 +12,12 @@ from uniaudio.errors import UserError
 PAPER = {"tts", "vc", "se", "tse", "svs", "sound", "music", "a_edit", "sd", "i_tts", "s_edit"}
 
 
-def test_the_eleven_tasks_of_the_paper_are_shipped_under_their_names() -> None:
-    assert set(shipped("tasks")) == PAPER
-    assert {load_task(name).name for name in PAPER} == PAPER
+MORE = {"asr", "audio_tagging", "plain_tts", "continuation", "infilling"}
+
+
+def test_the_eleven_tasks_of_the_paper_and_five_more_are_shipped_under_their_names() -> None:
+    assert set(shipped("tasks")) == PAPER | MORE
+    assert {load_task(name).name for name in shipped("tasks")} == PAPER | MORE
 
 
 @pytest.mark.parametrize("run", shipped("runs"))
@@ -49,6 +52,8 @@ def test_views_a_clip_must_have() -> None:
         ("s_edit", "draw: masked", "draw: masked, mask_words: [0, 2]", "mask_words must ascend"),
         ("s_edit", "mask_words_of: phone.aligned", "mask_words_of: midi", "mask_words_of names a view of phones"),
         ("sound", "target: {view: audio", "target: {draw: same_speaker, view: audio", "the target is the clip's own codes"),
+        ("infilling", "draw: after", "draw: masked", "pieces of a view go together.*seen: target middle, conditions before"),
+        ("continuation", "draw: rest, ", "", "pieces of a view go together.*seen: target own, conditions before"),
         ("sound", "kinds: [sound]", "kinds: [noise]", "kinds.0.*noise"),
     ],
 )

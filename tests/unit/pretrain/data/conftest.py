@@ -1,5 +1,6 @@
 """Tiny clips made from an integer."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from uniaudio.pretrain.data.sequence import MASKED
 from uniaudio.tokenize_farm.schema import TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
 
+sys.path.insert(0, str(Path(__file__).parent))  # for plain.py
+
 TEXT_WIDTH = 8
-ENTRIES = {"audio": 1024, "phone": 306, "semantic": 500, "sing_phone": 68, "sing_midi": 138}
+ENTRIES = {"class_event": 527, "audio": 1024, "phone": 306, "semantic": 500, "sing_phone": 68, "sing_midi": 138}
 
 
 def _views(
@@ -65,6 +68,7 @@ def _clip(number: int, rng: np.random.Generator, *, speakers: int, frames: tuple
         views["phone.singing"] = np.array([[number % 68, count]], np.uint16)
         views["midi"] = rng.integers(0, 138, count).astype(np.uint16)
     else:
+        views["event"] = rng.integers(0, 527, int(rng.integers(1, 6))).astype(np.uint16)
         views["text"] = rng.normal(size=(int(rng.integers(2, 12)), TEXT_WIDTH)).astype(np.float16)
     meta: dict[str, object] = {"id": f"clip {number}", "kind": kind, "seconds": count / 50}
     if kind in ("speech", "singing"):

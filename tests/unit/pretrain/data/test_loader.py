@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniaudio.configs import DataConfig, ModelConfig
+from uniaudio.configs.tasks import load_task
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch, document_ids_BT
-from uniaudio.pretrain.data.dataset import hide_span, word_spans
+from uniaudio.pretrain.data.clips import ClipTable, load_clips
+from uniaudio.pretrain.data.documents import Rows
+from uniaudio.pretrain.data.hide import hidden_span, word_spans
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
-from uniaudio.pretrain.data.sequence import MASKED, Sequence, revert_sequence
+from uniaudio.pretrain.data.plan import Planner, place
+from uniaudio.pretrain.data.sequence import Sequence, revert_sequence
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 
 VOCABULARY = load_vocabulary("paper")
@@ -53,50 +57,122 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
     return all(torch.equal(left, right) and left.dtype == right.dtype for left, right in pairs)
 
 
-def global_rows(shards: Path, step: int, ranks: int, accumulation: int, position: DataPosition | None = None) -> torch.Tensor:
-    """Codes of all rows of a step in global order, gathered from every rank: micro-batch by micro-batch, rank by rank."""
+def all_rows(shards: Path, step: int, ranks: int, accumulation: int, position: DataPosition | None = None, **data) -> list[torch.Tensor]:
+    """Codes, masks and starts of all rows of a step in global order, gathered from every rank: micro-batch by micro-batch, rank by rank."""
     batches = [
-        open_loader(shards, rank=rank, ranks=ranks, accumulation=accumulation, position=position).step_batches(step)
+        open_loader(shards, rank=rank, ranks=ranks, accumulation=accumulation, position=position, **data).step_batches(step)
         for rank in range(ranks)
     ]
-    return torch.cat([batches[rank][micro].codes_BTQ for micro in range(accumulation) for rank in range(ranks)])
+    together = [batches[rank][micro] for micro in range(accumulation) for rank in range(ranks)]
+    return [torch.cat(parts) for parts in zip(*(batch.as_tuple() for batch in together))]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_a_step_holds_the_same_rows_under_every_layout(shards, ranks) -> None:
     for step in (0, 3):
-        assert torch.equal(global_rows(shards, step, ranks, 8 // ranks), global_rows(shards, step, 1, 8))
+        assert all(map(torch.equal, all_rows(shards, step, ranks, 8 // ranks), all_rows(shards, step, 1, 8)))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    parts=st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4),
-    seed=st.integers(0, 3),
-    rows=st.integers(1, 3),
-)
-def test_restarts_under_other_layouts_read_the_same_documents(shards, parts, seed, rows) -> None:
+@pytest.fixture(scope="module")
+def clips(shards) -> ClipTable:
+    return load_clips(str(shards), "train")
+
+
+SPLITS = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 2), st.integers(1, 3)), min_size=1, max_size=4)
+CURRICULUM = {"schedule": [{"step": 4, "weights": {"sound": 0.5}}, {"step": 9, "alpha": 0.3}]}
+
+
+def plan_of(clips: ClipTable, *, ranks: int, accumulation: int = 1, position: DataPosition = DataPosition(), **data) -> Loader:  # noqa: B008
+    """A loader that plans and reads nothing."""
+    config = {"shards": "unused", "tasks": TASKS, "frames_per_row": T, "rows_per_micro_batch": 2, "max_documents_per_row": 8}
+    config |= {"max_text_states_per_row": 24, "shards_per_block": 2} | data
+    planner = Planner(clips, DataConfig(**config), ModelConfig(text_width=8))
+    shape = {"data_parallel_rank": 0, "data_parallel_size": ranks, "gradient_accumulation": accumulation}
+    return Loader(planner, None, **shape, position=position, workers=0, pin=False)
+
+
+def named(rows: Rows) -> list[tuple[int, ...]]:
+    """(task, clip, prompt, draw) of each document: with the draw, all that a document is made of."""
+    documents = rows.documents
+    return list(zip(*(getattr(documents, name).tolist() for name in ("task", "clip", "prompt", "draw"))))
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=SPLITS, seed=st.integers(0, 3), rows=st.integers(1, 3))
+def test_restarts_under_other_layouts_read_the_same_documents(clips, parts, seed, rows) -> None:
     """Each part runs some steps at its own data-parallel size and accumulation, then hands its position over."""
-    position, keys = DataPosition(), []
+    position, read, count = DataPosition(), [], 0
     for ranks, accumulation, steps in parts:
-        loader = open_loader(shards, ranks=ranks, accumulation=accumulation, position=position, seed=seed, rows_per_micro_batch=rows)
+        loader = plan_of(clips, ranks=ranks, accumulation=accumulation, position=position, seed=seed, rows_per_micro_batch=rows)
         for step in range(position.step, position.step + steps):
-            info = loader.info(step)
-            keys += info["keys"]
-        position = DataPosition(position.step + steps, info["next_row"])
-    whole = open_loader(shards, seed=seed, rows_per_micro_batch=position.row).info(0)
-    assert keys == whole["keys"]
-    times = Counter(keys)
-    fewest = min(times.values()) if len(times) == documents(shards) else 0
+            read += named(loader.step_rows(step))
+        count += steps * loader.rows_per_step
+        position = DataPosition(position.step + steps, loader.first_row(position.step + steps))
+        loader.planner.close()
+    whole = plan_of(clips, ranks=1, seed=seed, rows_per_micro_batch=count)
+    assert read == named(whole.step_rows(0)) and position.row == whole.first_row(1)
+    times = Counter((task, clip) for task, clip, *_ in read)
+    fewest = (
+        min(times.values())
+        if len(times) == len(whole.planner.block(0, 0, 0).documents) + len(whole.planner.block(0, 0, 1).documents)
+        else 0
+    )
     assert max(times.values()) - fewest <= 1, "no document comes again before every other came"
+    whole.planner.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(split=st.integers(0, 14), before=st.sampled_from([1, 2, 4, 8]), after=st.sampled_from([1, 2, 4, 8]))
+def test_a_curriculum_goes_through_restarts(clips, split, before, after) -> None:
+    """The mix changes after steps 4 and 9; a restart anywhere, under another data-parallel size, reads what each phase has next."""
+    one = plan_of(clips, ranks=before, mix=CURRICULUM)
+    two = plan_of(clips, ranks=after, mix=CURRICULUM, position=DataPosition(split, one.first_row(split)))
+    read: dict[int, list[tuple[int, ...]]] = {0: [], 1: [], 2: []}
+    rows: Counter[int] = Counter()
+    for step in range(16):
+        loader = one if step < split else two
+        read[loader.phase(step)] += named(loader.step_rows(step))
+        rows[loader.phase(step)] += loader.rows_per_step
+    for phase, documents_read in read.items():
+        assert documents_read == named(one.planner.rows(phase, 0, rows[phase])[0])
+    one.planner.close()
+    two.planner.close()
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(split=st.integers(1, 6), workers=st.tuples(*[st.sampled_from([0, 2, 4])] * 2), ranks=st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 2))
+def test_first_steps_and_resumed_rest_are_all_bytes(shards, split, workers, ranks) -> None:
+    """Whatever the workers and the data-parallel size before and after the split: the rows are those of an uninterrupted single process."""
+    rank = min(ranks) - 1
+    got: list[list[Batch]] = []
+    position = DataPosition()
+    begin = 0
+    for count, size, steps in zip(workers, ranks, (split, 3)):
+        loader = open_loader(shards, workers=count, rank=rank, ranks=size, position=position)
+        alone = open_loader(shards, rows_per_micro_batch=2 * size, position=position)
+        for step in range(begin, begin + steps):
+            got.append(loader.step_batches(step))
+            want = [tensor[2 * rank : 2 * rank + 2] for tensor in alone.step_batches(step)[0].as_tuple()]
+            assert all(map(torch.equal, got[-1][0].as_tuple(), want))
+        begin += steps
+        assert alone.first_row(begin) == loader.first_row(begin)
+        position = DataPosition(begin, loader.first_row(begin))
+        loader.close()
+        alone.close()
 
 
 def documents(shards: Path) -> int:
-    return len(open_loader(shards).planner.plan(0).documents)
+    planner = open_loader(shards).planner
+    return sum(len(planner.block(0, 0, block).documents) for block in range(planner.num_blocks))
+
+
+def rows_of_epoch(loader: Loader, epoch: int = 0) -> int:
+    return sum(loader.planner.size(0, epoch, block) for block in range(loader.planner.num_blocks))
 
 
 def test_an_epoch_of_steps_reads_every_document_once(shards) -> None:
     loader = open_loader(shards, rows_per_micro_batch=1)
-    rows = loader.planner.plan(0).num_rows
+    rows = rows_of_epoch(loader)
     keys = [key for step in range(rows) for key in loader.info(step)["keys"]]
     assert len(keys) == len(set(keys)) == documents(shards)
     assert [loader.info(step)["epoch"] for step in (rows - 1, rows)] == [0, 1]
@@ -119,6 +195,29 @@ def test_resumed_loader_yields_the_remaining_batches(shards) -> None:
         assert same(whole.step_batches(step), resumed.step_batches(step))
     with pytest.raises(UserError, match="a step before the loader's position.*seen: 6.*from 7"):
         resumed.step_batches(6)
+
+
+def test_resuming_deep_in_an_epoch_plans_one_block(shards) -> None:
+    whole = open_loader(shards, shards_per_block=1)
+    at = whole.first_row(25)
+    assert place(at)[1] >= 2
+    resumed = open_loader(shards, shards_per_block=1, position=DataPosition(25, at))
+    assert same(resumed.step_batches(25), whole.step_batches(25))
+    assert set(resumed.planner._sizes) <= {(0, *place(at)[:2]), (0, *place(resumed.first_row(26))[:2])}
+
+
+def test_metrics_tell_epochs_by_task(shards) -> None:
+    loader = open_loader(shards, mix={"weights": {"sound": 0.5}, "schedule": [{"step": 40}]})
+    repeat = loader.planner.average_repeats(0)["task/sound"]
+    early, late, changed = (loader.metrics(step) for step in (0, 39, 40))
+    assert early["data/epochs/task/sound"] == 0 and early["data/phase"] == 0 and early["data/row"] == 0
+    assert (
+        late["data/row"] == 78
+        and 0
+        < late["data/epochs/task/sound"] / repeat - late["data/epochs/task/tts"] / loader.planner.average_repeats(0)["task/tts"] + 1e-9
+        < 1e-8
+    )
+    assert changed["data/phase"] == 1 and changed["data/epochs/task/sound"] == 0
 
 
 def test_batches_hold_what_the_border_says(shards) -> None:
@@ -174,66 +273,23 @@ def check_batch(batch: Batch, loader: Loader) -> None:
             assert batch.target_mask_BTQ[b, start : start + prefix].sum() == 0
 
 
-def test_batches_carry_the_arrays_of_the_shards(shards) -> None:
-    """Every document of a batch, reverted, is its clip's arrays as ShardReader gives them; prompts are 3 s crops of the drawn clip."""
-    loader = open_loader(shards, rows_per_micro_batch=1, prompt_seconds=1.5)
-    reader, clips = loader.assembler.reader, loader.assembler.clips
-    for step in range(20):
-        (batch,), (plan, row) = loader.step_batches(step), loader.planner.locate(step)
-        for d, place in enumerate(range(plan.row_starts[row], plan.row_starts[row + 1])):
-            start = int(batch.document_starts_BD[0, d])
-            end = start + int(plan.documents.frames[place])
-            inside = (batch.text_positions_BS[0] >= start) & (batch.text_positions_BS[0] < end)
-            document = Sequence(
-                batch.codes_BTQ[0, start:end].numpy(), np.zeros(0), batch.text_states_BSC[0][inside].numpy(), np.zeros(0), 0
-            )
-            task = loader.planner.tasks[plan.documents.task[place]]
-            views = revert_sequence(task, document, VOCABULARY, 3)
-            clip, prompt, crop = (int(column[place]) for column in (plan.documents.clip, plan.documents.prompt, plan.documents.crop))
-            target = int(plan.documents.target[place])
-            np.testing.assert_array_equal(views["audio"], reader.view(clip, "audio")[:target, :3])
-            if task.needs_prompt:
-                np.testing.assert_array_equal(views["prompt"], reader.view(prompt, "audio")[crop : crop + 75, :3])
-            if task.name == "se":
-                np.testing.assert_array_equal(views["audio.noisy"], reader.view(clip, "audio.noisy")[:target, :3])
-            if task.name == "sound":
-                np.testing.assert_array_equal(views["text"], reader.view(clip, "text"))
-            if task.name == "s_edit":
-                hidden = (views["audio.masked"] == MASKED).all(axis=1)
-                np.testing.assert_array_equal(views["audio.masked"][~hidden], views["audio"][~hidden])
-                spans = word_spans(reader.view(clip, "phone.aligned"))
-                edges = np.flatnonzero(np.diff(hidden.astype(int), prepend=0, append=0))
-                assert edges.size == 2 and edges[0] in spans[:, 0] and edges[1] in (*spans[:, 1], target)
-        assert clips.key(clip).startswith("train-")
-
-
 @pytest.mark.parametrize("frames", [3, 30, 200])
-def test_a_hidden_span_lies_inside_and_varies(shards, frames) -> None:
-    segment = open_loader(shards).planner.tasks[-1].conditions[1]
-    view = np.zeros((220, 4), np.uint16)
-    spans = set()
-    for draw in range(40):
-        hidden = np.flatnonzero((hide_span(view, segment, frames, draw) == MASKED).all(axis=1))
-        assert hidden[-1] < frames and hidden[-1] - hidden[0] + 1 == len(hidden) and min(frames, 10) <= len(hidden) <= 50
-        spans.add((hidden[0], len(hidden)))
-    assert len(spans) > 15 or frames == 3
-    assert not view.any(), "the clip's own array is left alone"
+def test_a_hidden_span_lies_inside_and_varies(frames) -> None:
+    segment = load_task("s_edit").conditions[1]
+    spans = {hidden_span(segment, frames, draw) for draw in range(40)}
+    assert all(start >= 0 and stop <= frames and min(frames, 10) <= stop - start <= 50 for start, stop in spans)
+    assert len(spans) > (1 if frames > 3 else 0)
 
 
-def test_hidden_words_are_whole_and_one_after_another(shards) -> None:
-    segment = open_loader(shards).planner.tasks[-1].conditions[1]
+def test_hidden_words_are_whole_and_one_after_another() -> None:
+    segment = load_task("s_edit").conditions[1]
     # <sil> 5 frames | a word of 2 phones, 8 frames | <wb> | a word of 1 phone, 4 frames | , 6 frames | a word with an <unk>, 10 frames
     phones = np.array([[0, 5], [20, 3], [21, 5], [2, 0], [30, 4], [3, 6], [40, 6], [1, 4]], np.uint16)
     assert word_spans(phones).tolist() == [[5, 13], [13, 17], [23, 33]]
-    view = np.zeros((33, 4), np.uint16)
     for frames, allowed in ((33, {(5, 13), (13, 17), (23, 33), (5, 17), (13, 33)}), (28, {(5, 13), (13, 17), (23, 28), (5, 17), (13, 28)})):
-        seen = set()
-        for draw in range(60):
-            hidden = np.flatnonzero((hide_span(view, segment, frames, draw, phones) == MASKED).all(axis=1))
-            seen.add((int(hidden[0]), int(hidden[-1]) + 1))
-        assert seen == allowed
+        assert {hidden_span(segment, frames, draw, phones) for draw in range(60)} == allowed
     silence = np.array([[0, 33]], np.uint16)
-    assert (hide_span(view, segment, 33, 1, silence) == MASKED).any(), "without words, a span of seconds"
+    assert hidden_span(segment, 33, 1, silence) == hidden_span(segment, 33, 1), "without words, a span of seconds"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -251,7 +307,7 @@ def test_held_out_batches_are_the_same_under_every_layout(shards, ranks) -> None
 def test_held_out_batches_hold_every_document_once(shards) -> None:
     loader = open_loader(shards, split="valid")
     used = sum(int((batch.task_ids_BD >= 0).sum()) for batch in loader.valid_batches(10**6))
-    assert used == len(loader.planner.plan(0).documents)
+    assert used == len(loader.planner.first_rows(10**6).documents)
 
 
 def broken(shards: Path, folder: Path) -> Path:
@@ -259,16 +315,19 @@ def broken(shards: Path, folder: Path) -> Path:
     return folder / "shards"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_flipped_byte_names_its_shard(shards, tmp_path, workers) -> None:
-    copy = broken(shards, tmp_path)
-    tar = copy / "train-000002.tar"
+def flip(tar: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_byte_names_its_shard(shards, tmp_path, workers) -> None:
+    copy = broken(shards, tmp_path)
+    flip(copy / "train-000002.tar")
     loader = open_loader(copy, workers=workers, shards_per_block=4)
     try:
-        with pytest.raises(UserError, match=r"train-000002\.tar is not what its sidecar says: a byte has changed.*shards verify"):
+        with pytest.raises(UserError, match=r"train-000002\.tar is not what its index says: a byte has changed.*shards verify"):
             for step in range(40):
                 loader.step_batches(step)
     finally:
@@ -282,7 +341,7 @@ def test_a_shard_that_disappears_is_named(shards, tmp_path, verify) -> None:
     copy = broken(shards, tmp_path)
     loader = open_loader(copy, verify=verify, shards_per_block=4)
     (copy / "train-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"train-000001\.tar"):
+    with pytest.raises(UserError, match=r"train-000001\.tar cannot be opened"):
         for step in range(40):
             loader.step_batches(step)
 
@@ -293,6 +352,63 @@ def test_a_shard_cut_short_is_refused_at_the_start(shards, tmp_path) -> None:
         handle.truncate(2000)
     with pytest.raises(UserError, match="train-000001.*points outside its tar of 2000 bytes"):
         open_loader(copy)
+
+
+def test_a_shard_cut_short_while_it_is_read_is_named(shards, tmp_path) -> None:
+    copy = broken(shards, tmp_path)
+    loader = open_loader(copy, shards_per_block=4)
+    loader.step_batches(0)
+    for shard in range(4):
+        with (copy / f"train-{shard:06d}.tar").open("r+b") as handle:
+            handle.truncate(3000)
+    with pytest.raises(UserError, match=r"train-\d+\.tar (ends inside an array|is not as long as its index says)"):
+        for step in range(1, 10):
+            loader.step_batches(step)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_shards_become_padding_and_are_counted(shards, tmp_path, workers, caplog) -> None:
+    """By policy a missing and a changed shard are left out; every document of the others is where it was."""
+    copy = broken(shards, tmp_path)
+    loader = open_loader(copy, workers=workers, shards_per_block=4, bad_shards="skip", model={"prefix_lm": True})
+    whole = open_loader(shards, shards_per_block=4, model={"prefix_lm": True})
+    (copy / "train-000001.tar").unlink()
+    flip(copy / "train-000002.tar")
+    lost = steps = 0
+    bad = {"train-000001", "train-000002"}
+    with caplog.at_level("WARNING"):
+        for step in range(16):
+            (got,), (want,), rows = loader.step_batches(step), whole.step_batches(step), whole.step_rows(step)
+            gone = {d for d in range(len(rows.documents)) if touched(whole, rows, d) & bad}
+            lost += len(gone)
+            steps += 1
+            compare_but(got, want, rows, gone)
+    assert lost == loader.skipped == loader.metrics(steps)["data/skipped_documents"] > 0
+    assert {record.args[0] for record in caplog.records if "padding stands for" in record.msg} == bad
+    loader.close()
+
+
+def touched(loader: Loader, rows: Rows, d: int) -> set[str]:
+    clips = loader.planner.clips
+    both = [int(clip) for clip in (rows.documents.clip[d], rows.documents.prompt[d]) if clip >= 0]
+    return {clips.key(clip).split("/")[0] for clip in both}
+
+
+def compare_but(got: Batch, want: Batch, rows: Rows, gone: set[int]) -> None:
+    assert torch.equal(got.document_starts_BD, want.document_starts_BD) and torch.equal(got.positions_BT, want.positions_BT)
+    for b in range(2):
+        for number, d in enumerate(range(int(rows.starts[b]), int(rows.starts[b + 1]))):
+            span = slice(int(want.document_starts_BD[b, number]), int(want.document_starts_BD[b, number]) + int(rows.documents.frames[d]))
+            if d in gone:
+                assert (got.codes_BTQ[b, span] == VOCABULARY.special("<pad>")).all() and not got.target_mask_BTQ[b, span].any()
+                assert got.task_ids_BD[b, number] == -1 and got.prefix_lengths_BD[b, number] == 0
+                inside = (got.text_positions_BS[b] >= span.start) & (got.text_positions_BS[b] < span.stop)
+                assert not inside.any()
+                continue
+            assert torch.equal(got.codes_BTQ[b, span], want.codes_BTQ[b, span])
+            assert torch.equal(got.target_mask_BTQ[b, span], want.target_mask_BTQ[b, span])
+            assert got.task_ids_BD[b, number] == want.task_ids_BD[b, number]
+            assert got.prefix_lengths_BD[b, number] == want.prefix_lengths_BD[b, number]
 
 
 def test_codes_of_another_vocabulary_name_the_document(shards, tmp_path) -> None:

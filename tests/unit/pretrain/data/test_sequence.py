@@ -15,8 +15,8 @@ from uniaudio.pretrain.data.tasks import document_frames, fit_target
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 
 TASKS = [load_task(name) for name in shipped("tasks")]
-VOCABULARY = load_vocabulary("paper")
-WIDE = load_vocabulary("released", 8)
+VOCABULARY = load_vocabulary("extended")
+WIDE = load_vocabulary("extended", 8)
 
 PHONES = "<phone_start> phone <phone_end>"
 PROMPT = "<audio_prompt_start> audio <audio_prompt_end>"
@@ -33,6 +33,11 @@ ORDERS = {
     "a_edit": f"<Audit_task> {TEXT} {AUDIO} {AUDIO}",
     "sd": f"<Speech_RIR_task> {AUDIO} {AUDIO}",
     "i_tts": f"<InstructTTS_task> {PHONES} {TEXT} {AUDIO}",
+    "asr": f"<asr_task> {AUDIO} {PHONES}",
+    "audio_tagging": f"<AT_task> {AUDIO} <class_event_start> class_event <class_event_end>",
+    "plain_tts": f"<plain_tts_task> {PHONES} {AUDIO}",
+    "continuation": f"<lm_task> {PROMPT} {AUDIO}",
+    "infilling": f"<infilling_task> {AUDIO} {AUDIO} {AUDIO}",
     "s_edit": f"<speech_edit_task> {PHONES} <audio_start> audio <audio_mask> audio <audio_end> {AUDIO}",
 }
 
@@ -55,7 +60,7 @@ def test_order_of_the_sequence(task, views_of) -> None:
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize(
-    ("vocabulary", "num_codebooks"), [(VOCABULARY, 3), (VOCABULARY, 1), (WIDE, 8)], ids=["paper3", "paper1", "released8"]
+    ("vocabulary", "num_codebooks"), [(VOCABULARY, 3), (VOCABULARY, 1), (WIDE, 8)], ids=["paper3", "paper1", "extended8"]
 )
 def test_revert_undoes_build(task, vocabulary, num_codebooks, views_of) -> None:
     views = views_of(task, 2)
@@ -87,9 +92,11 @@ def test_loss_counts_the_target_and_its_end(task, views_of) -> None:
     sequence = build_sequence(task, views, VOCABULARY, 3)
     counted = sequence.target_mask_LQ[:, 0].astype(bool)
     assert (sequence.target_mask_LQ == counted[:, None]).all()
-    target = views[task.target.key][:, :3] + np.array([128, 1152, 2176])
+    target = views[task.target.key].reshape(90, -1)
+    first = VOCABULARY.modality(task.target.modality).start
+    target = target[:, :3] + np.array([128, 1152, 2176]) if task.target.modality == "audio" else np.repeat(target[:, :1] + first, 3, axis=1)
     np.testing.assert_array_equal(sequence.codes_LQ[counted][:-2], target)
-    assert [VOCABULARY.token_name(int(code)) for code in sequence.codes_LQ[counted][-2:, 0]] == ["<audio_end>", "<end>"]
+    assert [VOCABULARY.token_name(int(code)) for code in sequence.codes_LQ[counted][-2:, 0]] == [task.target.end, "<end>"]
 
 
 def test_loss_on_all_counts_every_frame(views_of) -> None:
@@ -114,7 +121,7 @@ def test_prompt_sequence_is_the_head_of_the_document(task, views_of) -> None:
     del views[task.target.key]
     prompt = build_prompt_sequence(task, views, VOCABULARY, 3, prefix_lm=True)
     np.testing.assert_array_equal(prompt.codes_LQ, whole.codes_LQ[: len(prompt.codes_LQ)])
-    assert VOCABULARY.token_name(int(prompt.codes_LQ[-1, 0])) == "<audio_start>"
+    assert VOCABULARY.token_name(int(prompt.codes_LQ[-1, 0])) == task.target.start
     assert len(prompt.codes_LQ) + 90 + 2 == len(whole.codes_LQ)
     assert prompt.prefix_length == whole.prefix_length == len(prompt.codes_LQ)
     np.testing.assert_array_equal(prompt.text_positions, whole.text_positions)
