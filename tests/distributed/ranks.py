@@ -13,6 +13,7 @@ from uniaudio.pretrain.launch import free_port
 PRELOAD = [
     "deepspeed",
     "deepspeed.pipe",
+    "mlflow",
     "uniaudio.pretrain.engine",
     "uniaudio.pretrain.parallel.megatron",
     "uniaudio.pretrain.parallel.groups",

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from small_disk import small_disk
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.tokenize_farm.index import list_shards
@@ -21,7 +22,7 @@ from uniaudio.tokenize_farm.verify import verify_shard
 from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
 
 UNITS, CLIPS_PER_UNIT = 8, 4
-DEADLINE = 120.0
+DEADLINE = 240.0
 PART_FILES = ("farm.part-0-of-2.json", "farm.part-1-of-2.json")
 
 
@@ -190,3 +191,44 @@ def test_parts_make_the_bytes_of_one_farm(corpus, expected, tmp_path, start) -> 
     whole, *parts = (json.loads((tmp_path / "shards" / name).read_text()) for name in ("farm.json", *PART_FILES))
     assert whole["totals"]["clips"] == sum(part["totals"]["clips"] for part in parts) == UNITS * CLIPS_PER_UNIT
     assert all(part["totals"]["clips"] for part in parts)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_with_room_the_bytes_are_the_same(corpus, expected, tmp_path, start) -> None:
+    config = farm_file(corpus, tmp_path)
+    with small_disk(tmp_path / "shards", 100_000) as resize:
+        driver = start(config)
+        output, _ = driver.communicate(timeout=DEADLINE)
+        [line] = [line for line in output.splitlines() if line.startswith("uniaudio: error: ")]
+        assert driver.returncode == 2 and "could not be written | seen: " in line and "No space left on device" in line
+        assert "free space" in line and "run the same command again" in line
+        assert 0 < published(tmp_path) < UNITS + 1
+        assert not list((tmp_path / "shards").glob(".*.tmp"))
+        assert all(verify_shard(shard) == [] for shard in list_shards(tmp_path / "shards"))
+        resize(2_000_000)
+        finish(start(config))
+        assert shard_bytes(tmp_path) == expected
+
+
+def test_every_kind_of_bad_recording_is_counted_and_listed_and_the_good_ones_are_kept(tmp_path, start) -> None:
+    """One clear line and a non-zero exit, since most are bad; with a higher budget the same command finds its work done."""
+    tone = (0.3 * np.sin(np.arange(48_000) / 10)).astype(np.float32)
+    soundfile.write(tmp_path / "8kHz.wav", tone[:8_000], 8_000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([tone[:44_100], tone[:44_100] / 2], axis=1), 44_100)
+    soundfile.write(tmp_path / "cut.ogg", tone, 16_000)
+    (tmp_path / "cut.ogg").write_bytes((tmp_path / "cut.ogg").read_bytes()[:-1_000])
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(16_000) == 9_000, np.nan, tone[:16_000]), 16_000, subtype="FLOAT")
+    (tmp_path / "zero.wav").touch()
+    (tmp_path / "text.wav").write_text("these are words")
+    names = ("8kHz.wav", "stereo.wav", "cut.ogg", "nan.wav", "zero.wav", "text.wav", "missing.wav")
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({"id": name, "audio_filepath": name}) + "\n" for name in names))
+    config = farm_file(tmp_path / "manifest.jsonl", tmp_path)
+    driver = start(config, "held_out_fraction=0")
+    output, _ = driver.communicate(timeout=DEADLINE)
+    [line] = [line for line in output.splitlines() if line.startswith("uniaudio: error: ")]
+    assert driver.returncode == 2 and "dropped 5 of 7 clips (empty 1, missing 1, nan 1, not_audio 1, truncated 1)" in line
+    assert "max_dropped_fraction" in line
+    output = " ".join(finish(start(config, "held_out_fraction=0", "max_dropped_fraction=0.9")).split())
+    for name, reason in zip(names[2:], ("truncated", "nan", "empty", "not_audio", "missing")):
+        assert f"dropped {name}: {reason}: " in output
+    assert sum(shard.read_sidecar()["clips"] for shard in list_shards(tmp_path / "shards")) == 2
+    assert all(verify_shard(shard) == [] for shard in list_shards(tmp_path / "shards"))
