@@ -1,0 +1,63 @@
+"""Every command that the README prints is one that the command line takes: names, options, configs and overrides."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from uniaudio.cli import cli
+from uniaudio.configs.cluster import ClusterConfig
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.configs.load import load_config
+from uniaudio.configs.run import RunConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+LINES = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
+COMMANDS = [line for line in LINES if line.startswith("uniaudio ")]
+MAKE_TARGETS = sorted(set(re.findall(r"(?:^|`|: )make ([a-z-]+)", README, flags=re.MULTILINE)))
+
+
+def parse(command: click.Command, words: list[str]) -> tuple[click.Command, dict]:
+    """The innermost command and its parameters; click's UsageError for what it would not take."""
+    context = command.make_context(command.name, list(words))
+    if isinstance(command, click.Group):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        return parse(inner, rest)
+    return command, context.params
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_is_one(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    if "--help" in words:
+        with pytest.raises(click.exceptions.Exit):
+            parse(cli, words)
+        return
+    command, given = parse(cli, words)
+    overrides = given.get("overrides", ())
+    if command.name == "train" or (command.name == "config" and given["kind"] == "runs"):
+        load_config(RunConfig, given.get("run") or given["name"], folder="runs", overrides=overrides)
+    if command.name == "run":
+        load_config(FarmConfig, given["farm"], folder="farms", overrides=overrides)
+    if command.name == "submit":
+        load_config(ClusterConfig, given["cluster_name"], folder="clusters")
+        kind, folder = (FarmConfig, "farms") if given["farm"] else (RunConfig, "runs")
+        load_config(kind, given["config"], folder=folder, overrides=overrides)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) > 10 and {line.split()[1] for line in COMMANDS} > {"corpus", "tokenize", "shards", "train", "generate", "submit"}
+
+
+@pytest.mark.parametrize("target", MAKE_TARGETS)
+def test_a_make_target_of_the_readme_is_one(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:[a-z_]+/)+[a-zA-Z_]+\.(?:py|md))`", README))))
+def test_a_file_that_the_readme_names_is_there(path: str) -> None:
+    assert (ROOT / path).is_file()
