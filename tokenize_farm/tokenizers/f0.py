@@ -40,7 +40,9 @@ def hz_from_values(values_T: np.ndarray) -> np.ndarray:
 
 
 class F0Options(Section):
-    pass
+    """speech: also of speech; no task of the paper asks for it."""
+
+    speech: bool = True
 
 
 class F0Tokenizer:
@@ -49,13 +51,14 @@ class F0Tokenizer:
     name, view = "f0", "midi"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        validate(F0Options, dict(options), source="tokenizer f0")
+        chosen = validate(F0Options, dict(options), source="tokenizer f0")
+        self._kinds = VOICED_KINDS if chosen.speech else ("singing",)
         require("pyworld", needed_for="tokenizer f0 (package pyworld-prebuilt)")
         self.version = f"2-world-{package_version('pyworld-prebuilt')}"
 
     def encode(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:
-        """(T,) uint16 for speech and singing, else None."""
-        return [self._of(clip) if clip.row.kind in VOICED_KINDS else None for clip in clips]
+        """(T,) uint16 for singing and, unless switched off, speech; else None."""
+        return [self._of(clip) if clip.row.kind in self._kinds else None for clip in clips]
 
     def _of(self, clip: Clip) -> np.ndarray | None:
         if clip.row.midi is None:

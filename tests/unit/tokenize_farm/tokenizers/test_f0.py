@@ -81,6 +81,7 @@ def test_notes_of_a_midi_file_count_before_the_sound(tmp_path: Path) -> None:
     [later] = tokenizer.encode([Clip(row.model_copy(update={"offset": 0.5}), samples[:16_000])])
     np.testing.assert_array_equal(later, values[25:])
     assert tokenizer.encode([Clip(row.model_copy(update={"kind": "music"}), samples)]) == [None]
+    assert F0Tokenizer({"speech": False}).encode([Clip(row.model_copy(update={"kind": "speech"}), samples)]) == [None]
 
 
 def test_a_bad_midi_file_leaves_the_clip_without_the_view(tmp_path: Path, caplog, monkeypatch) -> None:
