@@ -4,12 +4,14 @@ Read by `uniaudio submit` (a job that cannot fit never queues) and by whoever pl
 can say what is large. What is left out is said where it is left out; the sums are estimates from below.
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 
-from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame, parameter_count
+from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame, layer_flops, parameter_count
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
+from uniaudio.configs.stages import stage_bounds
 from uniaudio.configs.vocabulary import load_table
 
 _ROWS_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this x tensor-parallel size
@@ -69,14 +71,15 @@ def _activations_gb(run: RunConfig) -> float:
     """What the blocks keep for the backward pass, of all micro-batches that a pipeline's first stage holds at once.
 
     A block keeps, for each of its tokens (a frame in the global stack, a code in the local one): its input, both norms' outputs, q, k, v,
-    the attention's output, the sum behind it, and the MLP's inner values before and behind the activation. With `recompute: full` only its
-    input, and all of the one block that is being computed again. Logits are never whole, so the head adds little.
+    the attention's output, the sum behind it, and the MLP's inner values before and behind the activation. With `recompute: selective`
+    those behind it are not kept; with `full` only the block's input, and all of the one block that is being computed again. Logits are
+    never whole, so the head adds little.
     """
     model, parallel = run.model, run.parallel
     size = 2 if run.train.precision == "bf16" else 4
     tensor, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
     whole = size * (4 * model.width + (4 * model.width + 2 * model.ffn_width) / tensor)
-    kept = size * model.width if parallel.recompute == "full" else whole
+    kept = {"none": whole, "selective": whole - size * model.ffn_width / tensor, "full": size * model.width}[parallel.recompute]
     frames = run.data.rows_per_micro_batch * run.data.frames_per_row
     tokens = frames * (model.global_layers + model.num_codebooks * model.local_layers) / stages
     held = min(stages, run.optim.gradient_accumulation)
@@ -89,3 +92,65 @@ def seconds_per_step(run: RunConfig, *, gpu: str, mfu: float) -> float:
     rows = padded_vocabulary_size(run.model, run.parallel)
     operations = run.frames_per_step * flops_per_frame(run.model, run.data.frames_per_row, rows)
     return operations / (run.parallel.world_size * PEAK_FLOPS[gpu] * mfu)
+
+
+# Measured on H100s (docs/training.md): what of the data sheet's peak the products and kernels of a step reach, bytes/s of its memory, and
+# what the host adds to a step. Bytes/s of an all-reduce inside a node (NVLink) and of one GPU's share of a 400 Gb/s network.
+_REACHED = 0.57
+_MEMORY_BYTES = 2.97e12
+_HOST_SECONDS = 0.02
+_NVLINK_BYTES, _NETWORK_BYTES = 300e9, 40e9
+_OPTIMIZER_BYTES = 28  # of a parameter: gradient, master and moments read; master, moments and weight written
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Parts of an optimizer step's time; what overlaps is counted as if it did not."""
+
+    compute: float
+    bubble: float
+    tensor_parallel: float
+    data_parallel: float
+    optimizer: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """The step."""
+        return sum(asdict(self).values())
+
+
+def bubble_share(run: RunConfig) -> float:
+    """Idle share of a pipeline's step (1F1B): (stages - 1) / (micro-batches + stages - 1), with the slowest stage setting the pace."""
+    stages = run.parallel.pipeline_parallel_size
+    if stages == 1:
+        return 0.0
+    costs = layer_flops(run.model, run.data.frames_per_row, padded_vocabulary_size(run.model, run.parallel))
+    bounds = stage_bounds(run, vocabulary_size(run.model))
+    slowest = max(sum(costs[start:stop]) for start, stop in itertools.pairwise(bounds))
+    micro_batches = run.optim.gradient_accumulation
+    return 1 - sum(costs) * micro_batches / (stages * slowest * (micro_batches + stages - 1))
+
+
+def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSeconds:
+    """Time of one optimizer step, in parts."""
+    parallel, model = run.parallel, run.model
+    tensor, stages, data = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
+    again = {"none": 1.0, "selective": 1.01, "full": 4 / 3}[parallel.recompute]
+    compute = seconds_per_step(run, gpu=gpu, mfu=_REACHED) * again
+    bubble = bubble_share(run)
+    tokens = run.frames_per_step / data * (model.global_layers + model.num_codebooks * model.local_layers) / stages
+    crossings = (6 if parallel.recompute == "full" else 4) if tensor > 1 else 0  # all-reduces of a block: two forward, two backward
+    moved = crossings * tokens * model.width * 2 * 2 * (tensor - 1) / tensor
+    parameters = parameter_count(model, padded_vocabulary_size(model, parallel)) / (tensor * stages)
+    inside = parallel.world_size <= gpus_per_node
+    exchanged = parameters * (4 + 2) * (data - 1) / data  # fp32 gradients scattered, bf16 weights gathered
+    owned = parameters / (data if parallel.zero_stage else 1)
+    return StepSeconds(
+        compute,
+        compute * bubble / (1 - bubble),
+        moved / _NVLINK_BYTES,
+        exchanged / (_NVLINK_BYTES if inside else _NETWORK_BYTES),
+        owned * _OPTIMIZER_BYTES / _MEMORY_BYTES,
+        _HOST_SECONDS,
+    )

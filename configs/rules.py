@@ -1,5 +1,7 @@
 """All rules between sections, in one place: what must divide what, what excludes what."""
 
+import itertools
+
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
@@ -47,6 +49,14 @@ def check_run(run: RunConfig) -> None:
     layers = model.global_layers + model.local_layers + 3
     if parallel.pipeline_parallel_size > layers:
         raise UserError("parallel.pipeline_parallel_size exceeds the layers", seen=parallel.pipeline_parallel_size, allowed=f"1..{layers}")
+    if (bounds := parallel.stage_bounds) is not None:
+        ascending = all(a < b for a, b in itertools.pairwise(bounds))
+        if len(bounds) != parallel.pipeline_parallel_size + 1 or bounds[0] != 0 or bounds[-1] != layers or not ascending:
+            raise UserError(
+                "parallel.stage_bounds",
+                seen=list(bounds),
+                allowed=f"{parallel.pipeline_parallel_size + 1} ascending numbers from 0 to {layers}, the number of layers",
+            )
     if parallel.pipeline_parallel_size > 1 and parallel.zero_stage > 1:
         raise UserError(
             "parallel.zero_stage under a pipeline",

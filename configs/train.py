@@ -21,6 +21,16 @@ class TrainConfig(Section):
     save_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(3, ge=1, description="the newest stay")
     keep_every: int = Field(0, ge=0, description="checkpoints of a multiple of so many steps stay for good; 0: none")
+    on_non_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite never changes the weights; skip: go on with the next batch, up to 10 in a row",
+    )
+    spike_deviations: float = Field(
+        0.0,
+        ge=0,
+        description="a loss so many standard deviations above the recent ones: back to the last checkpoint, without the batches since",
+    )
+    profile: bool = Field(False, description="write a trace of three steps below output_dir/profile")
     resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
     init_from: str | None = Field(None, description="checkpoint folder whose weights to start from (fine-tuning)")
     experiment: str = "uniaudio"

@@ -1,10 +1,11 @@
-"""`uniaudio checkpoint`: the released weights in, any checkpoint out as a folder to share."""
+"""`uniaudio checkpoint`: the released weights in, any checkpoint out as a folder to share, or whole to go on from."""
 
 from pathlib import Path
 from typing import get_args
 
 import click
 
+from uniaudio.pretrain.convert import convert_checkpoint
 from uniaudio.pretrain.export import Precision, export_checkpoint
 from uniaudio.pretrain.released.importing import import_released
 
@@ -13,7 +14,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def checkpoint() -> None:
-    """Import the released UniAudio weights, or export a checkpoint.
+    """Import the released UniAudio weights, export a checkpoint, or convert it.
 
     Example: uniaudio checkpoint export --checkpoint runs/mine --out exports/mine
     """
@@ -54,3 +55,15 @@ def export_command(source: Path, out: Path, precision: Precision) -> None:
     """
     path = export_checkpoint(source, out, precision=precision)
     click.echo(f"{out}: {path.name}; load it with uniaudio.pretrain.load_model({str(out)!r})")
+
+
+@checkpoint.command("convert")
+@click.option("--checkpoint", "source", required=True, type=_PATH, help="Checkpoint folder, or a run's (its newest is taken).")
+@click.option("--out", required=True, type=_PATH, help="New folder, in the form of a run's.")
+def convert_command(source: Path, out: Path) -> None:
+    """Put the cuts of a layout together: whole parameters and optimizer state in one file each, which any layout resumes from.
+
+    Example: uniaudio checkpoint convert --checkpoint runs/mine --out runs/mine_whole
+    """
+    path = convert_checkpoint(source, out)
+    click.echo(f"{path}; go on from it with train.output_dir={out}")

@@ -67,8 +67,10 @@ class CheckpointWriter:
         """The checkpoint on its way has met a fault; `wait` raises it. The same on all ranks, but not at the same moment."""
         return self._pending is not None and self._pending.done() and self._pending.result() is not None
 
-    def save(self, step: int, *, next_row: int) -> None:
-        """Takes the state as it is now; returns once the copies to host memory are on their way. `next_row`: where the data goes on.
+    def save(self, step: int, *, next_row: int, clock: dict[str, float] | None = None) -> None:
+        """Takes the state as it is now; returns once the copies to host memory are on their way.
+
+        next_row: where the data goes on. clock: how the training's time was spent.
 
         Raises:
             UserError: on every rank, where the folder cannot be made, or the checkpoint before could not be written.
@@ -80,7 +82,7 @@ class CheckpointWriter:
             raise self._error(fault)
         rng = _rng_states(self._engine)
         copied = self._snapshot()
-        self._pending = self._thread.submit(self._write, temporary, {"step": step, "row": next_row}, rng, copied)
+        self._pending = self._thread.submit(self._write, temporary, {"step": step, "row": next_row}, clock or {}, rng, copied)
 
     def wait(self) -> None:
         """Until the checkpoint on its way is published.
@@ -137,7 +139,12 @@ class CheckpointWriter:
     # ---- to disk, in the thread ----
 
     def _write(
-        self, temporary: Path, position: dict[str, int], rng: dict[str, torch.Tensor], copied: torch.cuda.Event | None
+        self,
+        temporary: Path,
+        position: dict[str, int],
+        clock: dict[str, float],
+        rng: dict[str, torch.Tensor],
+        copied: torch.cuda.Event | None,
     ) -> str | None:
         """Writes, agrees with the other ranks, publishes; the fault as text, the same on all ranks, None where it went well."""
         if copied is not None:
@@ -145,13 +152,14 @@ class CheckpointWriter:
         reports = self._engine.gather(self._write_rank(temporary, rng), background=True)
         faults = [report for report in reports if isinstance(report, str)]
         final = folder_of(self.root, position["step"])
-        fault = faults[0] if faults else self._on_rank_zero(lambda: _publish(temporary, final, position, self._identity, reports))
+        fault = faults[0] if faults else self._on_rank_zero(lambda: _publish(temporary, final, position, clock, self._identity, reports))
         if fault:
             logger.error("the checkpoint of step %d was not written: %s", position["step"], fault)
             self._on_rank_zero(lambda: shutil.rmtree(temporary, ignore_errors=True))
             return fault
         self._on_rank_zero(lambda: _prune(self.root, self._keep, self._keep_every))
-        logger.info("checkpoint %s", final)
+        if self._engine.layout.rank == 0:
+            logger.info("checkpoint %s", final)
         return None
 
     def _on_rank_zero(self, action: Callable[[], None]) -> str | None:
@@ -251,14 +259,16 @@ def _on_rank_zero(engine: Engine, action: Callable[[], None], *, background: boo
     return next((text for text in engine.gather(fault, background=background) if text), None)
 
 
-def _publish(temporary: Path, final: Path, position: dict[str, int], identity: Identity, reports: Iterable[dict[str, Any]]) -> None:
+def _publish(
+    temporary: Path, final: Path, position: dict[str, int], clock: dict[str, float], identity: Identity, reports: Iterable[dict[str, Any]]
+) -> None:
     files: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     for report in reports:
         files |= report["files"]
         for name, entry in report["parameters"].items():
             parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
-    manifest = make_manifest(identity, position, files, parameters)
+    manifest = make_manifest(identity, position, files, parameters) | {"clock": clock}
     publish_bytes(temporary / MANIFEST, manifest_bytes(manifest))
     if final.exists():  # a damaged one that a resume went behind
         shutil.rmtree(final)

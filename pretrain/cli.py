@@ -15,7 +15,8 @@ from uniaudio.pretrain.finished import finished_at
 @click.command()
 @click.argument("run")
 @click.argument("overrides", nargs=-1)
-def train(run: str, overrides: tuple[str, ...]) -> None:
+@click.option("--profile", is_flag=True, help="Write a trace of three steps of each rank below OUT/profile (train.profile=true).")
+def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
     """Train by a config (a YAML file, or the name of a shipped one), resuming where OUT/checkpoints holds a checkpoint.
 
     One plain command starts all processes of the layout on this machine; under torchrun or Slurm it joins those that were started.
@@ -24,6 +25,8 @@ def train(run: str, overrides: tuple[str, ...]) -> None:
     Example: uniaudio train paper_1b data.shards=shards parallel.data_parallel_size=8 optim.lr=3e-4
     """
     launch.die_with_parent()
+    if profile:
+        overrides = (*overrides, "train.profile=true")
     config = load_config(RunConfig, run, folder="runs", overrides=overrides)
     with launch.only_training(config):
         if not launch.is_started() and (done := finished_at(config)):

@@ -22,14 +22,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from uniaudio.configs.flops import layer_flops
 from uniaudio.configs.run import RunConfig
+from uniaudio.configs.stages import stage_bounds
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.optim import gradient_norm, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout
-from uniaudio.pretrain.stages import balanced_bounds
+from uniaudio.pretrain.parallel.tensor import choose_backend
+from uniaudio.pretrain.parallel.zero_one import ZeroOneStep
+from uniaudio.pretrain.stopwatch import Stopwatch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger = get_logger("engine")
@@ -89,7 +91,9 @@ class Engine:
         self._totals = torch.zeros((2, len(run.data.tasks), run.model.num_codebooks), dtype=torch.float64, device=device)
         self._loss_scale = torch.ones((), device=device)
         self._norm: torch.Tensor | float | None = None
+        self.stopwatch = Stopwatch(device)
         self._plain = run.parallel.zero_stage == 0
+        self._kernel_step = self.dtype == torch.bfloat16 and run.parallel.zero_stage == 1
         self._initialize(model)
 
     # ---- set-up ----
@@ -109,20 +113,37 @@ class Engine:
                 # Marked like this each parameter counts exactly once under every layout.
                 slot.parameter.model_parallel = slot.partition_dim is not None or self.layout.tensor.rank == 0
             named = [(slot.name, slot.parameter) for slot in self.slots]
-            self._base = make_optimizer(self.run.optim, named, fused=self.device.type == "cuda")
+            self._base = make_optimizer(self.run.optim, named)
             if self._plain:
                 self._base.register_step_pre_hook(self._clip)
             self._deepspeed, *_ = deepspeed.initialize(
                 model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
             )
+        if self._kernel_step:
+            self._install_kernel_step()
+        elif not self._plain:
+            self._deepspeed.optimizer.check_grad_overflow = True  # in fp32 too: a norm that is not finite changes nothing
+
+    def _install_kernel_step(self) -> None:
+        layout = self.layout
+        self.prepare_state(0)
+        ZeroOneStep(
+            self._deepspeed.optimizer,
+            clip_norm=self.run.optim.clip_norm,
+            direct=self._micro_batches == layout.data_parallel_size == layout.pipeline_size == 1,
+            data_group=layout.data_parallel_group,
+            data_parallel=(layout.data_parallel_rank, layout.data_parallel_size),
+            model_group=self._model_group,
+            backend=choose_backend(self.run.model.kernels, self.device),
+            stopwatch=self.stopwatch,
+        )
 
     def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:
         from deepspeed.pipe import PipelineModule
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
         layers = model.named_layers()
-        costs = layer_flops(self.run.model, self.run.data.frames_per_row, model.vocabulary_size)
-        bounds = balanced_bounds(costs, self.layout.pipeline_size)
+        bounds = stage_bounds(self.run, model.vocabulary_size)
         logger.info("pipeline stages: %s", "; ".join(f"{layers[a][0]}..{layers[b - 1][0]}" for a, b in itertools.pairwise(bounds)))
 
         class Stages(PipelineModule):
@@ -177,14 +198,19 @@ class Engine:
         batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
         self._set_loss_scale(batches)
         self._totals.zero_()
+        self.stopwatch.start()
         if self.layout.pipeline_size > 1:
             self._deepspeed.train_batch(data_iter=self._pipeline_batches(batches))
+            self.stopwatch.mark("pipeline")
         else:
             self._deepspeed.train()
             for batch in batches:
                 sums_KQ, counts_KQ = self._deepspeed(batch.as_tuple())
+                self.stopwatch.mark("forward")
                 self._deepspeed.backward(self._collect(sums_KQ, counts_KQ))
+                self.stopwatch.mark("backward")
                 self._deepspeed.step()
+                self.stopwatch.mark("optimizer")
         if not self._plain:
             self._norm = self._deepspeed.get_global_grad_norm()
         return self._statistics(self._norm)
@@ -225,10 +251,14 @@ class Engine:
         return iter([(batch.as_tuple(), unused_label) for batch in batches])
 
     def _clip(self, *_: object) -> None:
-        """Before the plain optimizer's step: the norm over the whole model, and all gradients scaled to `clip_norm` at most."""
+        """Before the plain optimizer's step: the norm over the whole model, and all gradients scaled to `clip_norm` at most.
+
+        A norm that is not finite skips the update on the device (torch's fused AdamW reads `found_inf`), so the host need not look.
+        """
         gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
         counted = [slot.parameter.grad for slot in self.slots if slot.parameter.model_parallel and slot.parameter.grad is not None]
         norm = gradient_norm(counted, self._model_group)
+        self._base.found_inf = (~norm.isfinite()).float()
         torch._foreach_mul_(gradients, (self.run.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._norm = norm
 
@@ -265,7 +295,7 @@ class Engine:
 
     def prepare_state(self, step: int) -> None:
         """Makes AdamW's state exist, with zero moments, as after `step` updates; `write_state` then fills it."""
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        device = torch.device("cpu") if self._kernel_step else self.device
         for parameter in self._optimized():
             moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
             self._base.state[parameter] = {"step": torch.tensor(float(step), device=device), **moments}

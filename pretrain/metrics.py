@@ -5,8 +5,10 @@ that two runs can be compared bit for bit.
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -106,12 +108,58 @@ class Speed:
         self._since = time.perf_counter()
 
 
+def process_start() -> float:
+    """When this process began, in seconds since 1970: before its imports, which take their time too."""
+    fields = Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
+
+
+@dataclass
+class Clock:
+    """What of the time since a training's first start made steps that count; carried through restarts by the checkpoints.
+
+    first_start: seconds since 1970. productive: seconds of the steps that led to the present weights.
+    """
+
+    first_start: float = field(default_factory=process_start)
+    productive: float = 0.0
+
+    def metrics(self) -> Metrics:
+        """`goodput`: their share; the rest went to starts, saving, evaluation, queues and steps that were lost."""
+        return {"goodput": self.productive / max(1e-9, time.time() - self.first_start)}
+
+    def record(self) -> dict[str, float]:
+        """For a checkpoint's manifest."""
+        return asdict(self)
+
+
+def system_metrics(device: torch.device) -> Metrics:
+    """Memory of this process in GB, and of its GPU with the peak since the last call."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    metrics = {"system/memory_gb": pages * os.sysconf("SC_PAGE_SIZE") / 1e9, "system/load": os.getloadavg()[0]}
+    if device.type == "cuda":
+        metrics["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        metrics["system/gpu_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+        torch.cuda.reset_peak_memory_stats(device)
+    return metrics
+
+
 class MetricsFile:
     """`metrics.jsonl`: appended line by line; a resumed run first drops what lies behind its checkpoint."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
+        self._path = path
+        self._open(resume_step)
+
+    def drop_after(self, step: int) -> None:
+        """A training has gone back to this step: the lines behind it go."""
+        self._handle.close()
+        self._open(step)
+
+    def _open(self, resume_step: int) -> None:
+        path, kept = self._path, []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 if line.endswith("\n") and json.loads(line)["step"] <= resume_step:  # the last line may be torn by a kill

@@ -34,8 +34,8 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and name.removesuffix(".weight") not in TABLES
 
 
-def make_optimizer(optim: OptimConfig, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], *, fused: bool) -> torch.optim.AdamW:
-    """torch's AdamW over two groups, decayed and not, each in the order given; `fused` on CUDA.
+def make_optimizer(optim: OptimConfig, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.AdamW:
+    """torch's fused AdamW over two groups, decayed and not, each in the order given.
 
     The rate starts at 0: the engine sets it before each step.
     """
@@ -44,7 +44,7 @@ def make_optimizer(optim: OptimConfig, named_parameters: Iterable[tuple[str, tor
     plain = [parameter for name, parameter in named if not decays(name, parameter)]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def gradient_norm(gradients: Iterable[torch.Tensor], group: "torch.distributed.ProcessGroup | None") -> torch.Tensor:

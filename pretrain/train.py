@@ -10,6 +10,7 @@ import torch
 from uniaudio.atomic import publish_bytes
 from uniaudio.configs.load import dump_config
 from uniaudio.configs.run import RunConfig
+from uniaudio.configs.stages import stage_layers
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
@@ -18,10 +19,11 @@ from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
-from uniaudio.pretrain.metrics import MetricsFile
+from uniaudio.pretrain.metrics import Clock, MetricsFile
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.tensor import choose_backend
 from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
 from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
@@ -66,8 +68,7 @@ def set_threads(run: RunConfig) -> None:
 
 def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> MultiScaleTransformer:
     """The model of this rank, with the kernels of its device."""
-    kernels = run.model.kernels
-    backend: Literal["torch", "triton"] = ("triton" if device.type == "cuda" else "torch") if kernels == "auto" else kernels
+    backend = choose_backend(run.model.kernels, device)
     logger.info("device %s, precision %s, kernels %s", device, run.train.precision, backend)
     return MultiScaleTransformer(
         run.model,
@@ -75,7 +76,8 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
         num_tasks=len(run.data.tasks),
         tensor_parallel=layout.tensor,
         backend=backend,
-        recompute=run.parallel.recompute == "full",
+        recompute=run.parallel.recompute,
+        stage=stage_layers(run, vocabulary.size, layout.pipeline_rank) if layout.pipeline_size > 1 else None,
         seed=run.train.seed,
     )
 
@@ -119,6 +121,7 @@ def train(run: RunConfig) -> int:
         valid=loaders.valid,
         outputs=outputs,
         start=restored.step if restored else 0,
+        clock=Clock(**restored.manifest.get("clock", {})) if restored else None,
     )
     status = "FAILED"
     try:

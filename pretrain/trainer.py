@@ -7,6 +7,7 @@ that are equal on all of them.
 import functools
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,15 +20,27 @@ import torch
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
-from uniaudio.pretrain.checkpoint import Identity
+from uniaudio.pretrain.checkpoint import Identity, restore
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.data.loader import Loader
+from uniaudio.pretrain.data.loader import DataPosition, Loader
 from uniaudio.pretrain.engine import Engine, StepStatistics
-from uniaudio.pretrain.metrics import Metrics, MetricsFile, Speed, count_codes, loss_metrics, unigram_metrics
+from uniaudio.pretrain.metrics import (
+    Clock,
+    Metrics,
+    MetricsFile,
+    Speed,
+    count_codes,
+    loss_metrics,
+    system_metrics,
+    unigram_metrics,
+)
 from uniaudio.pretrain.optim import learning_rate
 from uniaudio.pretrain.progress import Progress
+from uniaudio.pretrain.spikes import SpikeDetector
+from uniaudio.pretrain.stopwatch import trace
 from uniaudio.pretrain.tracking import Tracker
+from uniaudio.pretrain.watchdog import Watchdog
 
 PREEMPTED = launch.SAVED
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -35,8 +48,16 @@ STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
 logger = get_logger("trainer")
 
 
+MAX_SKIPPED = 10  # steps in a row whose loss or gradient is not finite, before a policy of `skip` stops too
+MAX_REWINDS = 3  # without a new checkpoint between them
+
+
 class NonFiniteLoss(UserError):
-    """The loss or the gradient is not a number; nothing was saved since."""
+    """The loss or the gradient is not a number; the weights are those of the step before."""
+
+
+class LossSpike(UserError):
+    """The loss jumps again and again, whatever batches are left out."""
 
 
 @dataclass
@@ -67,16 +88,31 @@ def stop_requests() -> Iterator[list[int]]:
 class Trainer:
     """One training from `start` to `run.train.steps`. Step s (1 is the first) uses `loader.step_batches(s - 1)`."""
 
-    def __init__(self, engine: Engine, identity: Identity, *, train: Loader, valid: Loader | None, outputs: Outputs, start: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        identity: Identity,
+        *,
+        train: Loader,
+        valid: Loader | None,
+        outputs: Outputs,
+        start: int,
+        clock: Clock | None = None,
+    ) -> None:
         self.engine, self.identity, self.outputs = engine, identity, outputs
         self.run, self.train, self.valid = identity.run, train, valid
         settings = self.run.train
-        root = Path(settings.output_dir) / "checkpoints"
-        self._writer = CheckpointWriter(root, engine, identity, keep=settings.keep_checkpoints, keep_every=settings.keep_every)
+        self._root = Path(settings.output_dir) / "checkpoints"
+        self._writer = CheckpointWriter(self._root, engine, identity, keep=settings.keep_checkpoints, keep_every=settings.keep_every)
         self.step, self._saved = start, start
         self._pending: list[tuple[int, StepStatistics, float]] = []
         self._codes: torch.Tensor | None = None
+        self._data_seconds = 0.0
         self._speed = Speed(self.run, identity.vocabulary.size, engine.device)
+        self._spikes = SpikeDetector(settings.spike_deviations)
+        self._skipped, self._rewinds = 0, 0
+        self._watchdog = Watchdog(engine.layout.rank, engine.layout.world_size)
+        self._clock = Clock() if clock is None else clock
 
     def fit(self) -> int:
         """Trains; returns 0 at the last step, PREEMPTED after a signal.
@@ -87,6 +123,7 @@ class Trainer:
         settings = self.run.train
         with stop_requests() as came, ThreadPoolExecutor(1) as thread:
             ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
+            profiler = trace(Path(settings.output_dir) / "profile", self.engine.layout.rank) if settings.profile else None
             upcoming = self._load(ahead)
             while self.step < settings.steps:
                 asked = self.engine.greatest(FAULT if self._writer.failed else STOP if came else 0)
@@ -94,24 +131,48 @@ class Trainer:
                     self._writer.wait()  # raises
                 if asked == STOP:
                     return self._leave()
-                batches = upcoming()
+                batches = self._wait_for(upcoming)
                 self.step += 1
                 upcoming = self._load(ahead)
                 self._train_step(batches)
-                last = self.step == settings.steps
-                save = last or self.step % settings.save_every == 0
-                evaluate = last or (settings.evaluate_every > 0 and self.step % settings.evaluate_every == 0)
-                if save or evaluate or self.step % settings.log_every == 0:
-                    self._flush()
-                if evaluate:
-                    self._evaluate()
-                if save:
-                    self._save()
-                if save or evaluate:
-                    self._speed.skip()
+                if profiler:
+                    profiler.step()
+                if spike := self._finish_step():
+                    upcoming()  # the loader is busy with a step that will not come
+                    self._rewind(spike)
+                    upcoming = self._load(ahead)
+            if profiler:
+                profiler.stop()
             self._writer.wait()
             self._writer.close()
+            self._watchdog.close()
         return 0
+
+    def _finish_step(self) -> int | None:
+        """What is due after a step: reading its numbers, an evaluation, a checkpoint. A loss spike ends it: the step of it."""
+        settings = self.run.train
+        last = self.step == settings.steps
+        save = last or self.step % settings.save_every == 0
+        evaluate = last or (settings.evaluate_every > 0 and self.step % settings.evaluate_every == 0)
+        if (save or evaluate or self.step % settings.log_every == 0) and (spike := self._flush()):
+            return spike
+        if evaluate:
+            self._watchdog.enter(self.step, "evaluation")
+            self._evaluate()
+        if save:
+            self._watchdog.enter(self.step, "checkpoint")
+            self._save()
+        if save or evaluate:
+            self._speed.skip()
+        return None
+
+    def _wait_for(self, upcoming: Callable[[], list[Batch]]) -> list[Batch]:
+        self._watchdog.enter(self.step + 1, "data")
+        before = time.perf_counter()
+        batches = upcoming()
+        self._data_seconds += time.perf_counter() - before
+        self._watchdog.enter(self.step + 1, "step")
+        return batches
 
     def _load(self, ahead: ThreadPoolExecutor | None) -> Callable[[], list[Batch]]:
         """What gives the batches of the next step; with `ahead` they are read meanwhile."""
@@ -130,31 +191,48 @@ class Trainer:
         if self.outputs.progress:
             self.outputs.progress.advance(self.step)
 
-    def _flush(self) -> None:
-        """Reads the statistics of the steps since the last flush, checks them, and writes them out."""
+    def _flush(self) -> int | None:
+        """Reads the statistics of the steps since the last flush, checks them, and writes them out; the step of a loss spike, if any."""
         if not self._pending:
-            return
+            return None
         assert self._codes is not None
         tasks = self.run.data.tasks
         unigram = unigram_metrics(self.engine.sum_over_data(self._codes), tasks)
         losses = [
             loss_metrics(statistics.loss_sums_KQ, statistics.counts_KQ, tasks) for _, statistics, _ in self._pending
         ]  # waits for the device
-        speed = self._speed.lap(len(self._pending))
         pending, self._pending, self._codes = self._pending, [], None
+        lap = self._lap(len(pending))
         for (step, statistics, rate), metrics in zip(pending, losses):
             norm = statistics.gradient_norm
             metrics |= {"learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), **self._position(step)}
             if step == pending[-1][0]:
-                metrics |= {**unigram, **speed}
+                metrics |= {**unigram, **lap}
             self._write(step, metrics)
             self._require_finite(step, metrics)
+            if self._spikes.sees(metrics["loss"]):
+                return step
         if self.outputs.tracker:
             self.outputs.tracker.flush()
         form = "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%"
         loss, norm, rate = (losses[-1][key] for key in ("loss", "gradient_norm", "learning_rate"))
         logger.info(
-            form, pending[-1][0], self.run.train.steps, loss, unigram["unigram"], rate, norm, speed["frames_per_second"], 100 * speed["mfu"]
+            form, pending[-1][0], self.run.train.steps, loss, unigram["unigram"], rate, norm, lap["frames_per_second"], 100 * lap["mfu"]
+        )
+        return None
+
+    def _lap(self, steps: int) -> Metrics:
+        """Speed, goodput, the parts of a step, memory: of the `steps` since the last lap."""
+        lap = self._speed.lap(steps)
+        self._clock.productive += steps * lap["seconds_per_step"]
+        parts = {"data": self._data_seconds / steps, **self.engine.stopwatch.read()}
+        self._data_seconds = 0.0
+        self._watchdog.tell_own(parts["data"] + parts.get("forward", 0.0))
+        return (
+            lap
+            | {f"seconds/{part}": seconds for part, seconds in parts.items()}
+            | self._clock.metrics()
+            | system_metrics(self.engine.device)
         )
 
     def _position(self, step: int) -> Metrics:
@@ -171,14 +249,45 @@ class Trainer:
             self.outputs.progress.show(metrics["loss"])
 
     def _require_finite(self, step: int, metrics: Metrics) -> None:
-        """The same values on all ranks, so all of them stop here."""
+        """The same values on all ranks, so all of them decide alike. The step itself has changed nothing (see `Engine`)."""
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"]) and metrics["gradient_norm"] >= 0:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        seen = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; documents {self.train.info(step - 1)}"
+        if self.run.train.on_non_finite == "skip" and self._skipped < MAX_SKIPPED:
+            logger.error("step %d: the loss or the gradient is not finite; its update is left out | seen: %s", step, seen)
             return
         raise NonFiniteLoss(
             f"step {step}: the loss or the gradient is not finite; stopped without saving",
-            seen=f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; documents {self.train.info(step - 1)}",
+            seen=seen,
             remedy=f"a lower optim.lr or optim.clip_norm, or leave the documents out; the last checkpoint is of step {self._saved}",
         )
+
+    def _rewind(self, spike: int) -> None:
+        """Back to the newest checkpoint, and on with the batches behind those up to the spike."""
+        self._writer.wait()
+        self._rewinds += 1
+        restored = restore(self._root, self.engine, self.identity.vocabulary)
+        if restored is None or self._rewinds > MAX_REWINDS:
+            raise LossSpike(
+                f"step {spike}: the loss is far above the recent ones (over {self._spikes.limit:.4f})",
+                seen="no checkpoint to go back to"
+                if restored is None
+                else f"{MAX_REWINDS} times since the checkpoint of step {restored.step}",
+                remedy="a lower optim.lr, another seed of the data, or train.spike_deviations=0 to let it pass",
+            )
+        rows = (self.train.first_row(restored.step), self.train.first_row(self.step))
+        logger.error(
+            "step %d: the loss is far above the recent ones (over %.4f); back to step %d, without rows %d to %d",
+            spike, self._spikes.limit, restored.step, rows[0], rows[1] - 1,
+        )  # fmt: skip
+        self._spikes.forget()
+        self.step = self._saved = restored.step
+        self.train.position = DataPosition(restored.step, rows[1])
+        if self.outputs.file:
+            self.outputs.file.drop_after(restored.step)
+        self._speed.skip()
 
     def _evaluate(self) -> None:
         if self.valid is None:
@@ -193,8 +302,8 @@ class Trainer:
         logger.info("step %d  held-out loss %.4f (unigram %.4f)", self.step, metrics["valid/loss"], metrics["valid/unigram"])
 
     def _save(self) -> None:
-        self._writer.save(self.step, next_row=self.train.first_row(self.step))
-        self._saved = self.step
+        self._writer.save(self.step, next_row=self.train.first_row(self.step), clock=self._clock.record())
+        self._saved, self._rewinds = self.step, 0
 
     def _leave(self) -> int:
         """A signal has come to some rank: save what is not saved yet."""
@@ -202,5 +311,6 @@ class Trainer:
         if self.step > self._saved:
             self._save()
         self._writer.wait()
+        self._watchdog.close()
         logger.warning("asked to stop: step %d is saved; the same command goes on from there (exit code %d)", self.step, PREEMPTED)
         return PREEMPTED

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tokenize": ("uniaudio.tokenize_farm.cli", "tokenize", "Turn a manifest into shards of codes on a Ray farm."),
     "shards": ("uniaudio.tokenize_farm.cli", "shards", "Verify, show or index shards."),
     "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
+    "plan": ("uniaudio.configs.plan_cli", "plan", "Predict memory, step time and cost of a training."),
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
     "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),

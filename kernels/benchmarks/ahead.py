@@ -31,6 +31,8 @@ from uniaudio.kernels.embedding import triton_kernels as embedding
 from uniaudio.kernels.frame_attention import triton_kernels as frame
 from uniaudio.kernels.loss import triton_kernels as loss
 from uniaudio.kernels.norm import triton_kernels as norm
+from uniaudio.kernels.optimizer import AdamW, Segments
+from uniaudio.kernels.optimizer import triton_kernels as optimizer
 from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
@@ -160,6 +162,14 @@ def _draw() -> None:
     draw.draw(logits, settings, numbers, history, torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), 0, 128, 9)
 
 
+def _optimizer() -> None:
+    flat, gradients, segments = torch.zeros(4096), [_bf16(4096)], Segments([0], [4096])
+    optimizer.square_sum(segments, gradients)
+    optimizer.accumulate(flat, segments, gradients, first=False)
+    settings = AdamW(rate=1e-4, decay=0.1, betas=(0.9, 0.95), eps=1e-8, step=1)
+    optimizer.adamw_step((flat, flat, flat, _bf16(4096)), segments, gradients, torch.ones(()), settings)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "frame_attention 3 x 128": lambda: _frame(3, 128),
     "frame_attention 8 x 128": lambda: _frame(8, 128),
@@ -184,6 +194,7 @@ CASES: dict[str, Callable[[], None]] = {
     "decode_linear 64 rows up": lambda: _decode_linear(64, 1536, 6144),
     "decode_linear 64 rows down": lambda: _decode_linear(64, 6144, 1536),
     "draw 1025 codes": _draw,
+    "optimizer": _optimizer,
 }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.parallel import Recompute
 from uniaudio.kernels.activation import bias_gelu
 from uniaudio.kernels.frame_attention import frame_attention
 from uniaudio.kernels.varlen_attention import varlen_attention
@@ -43,29 +44,38 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(gelu(up(x)))."""
+    """down(gelu(up(x))); with `recompute` the activation is computed again in the backward pass, from up's output."""
 
-    def __init__(self, width: int, ffn_width: int, *, gelu: Literal["exact", "tanh"], tensor: TensorParallel, backend: Backend) -> None:
+    def __init__(
+        self, width: int, ffn_width: int, *, gelu: Literal["exact", "tanh"], tensor: TensorParallel, backend: Backend, recompute: bool
+    ) -> None:
         super().__init__()
-        self.gelu, self.backend = gelu, backend
+        self.gelu, self.backend, self.recompute = gelu, backend, recompute
         self.up = column_linear(width, ffn_width, tensor, bias_width=ffn_width)
         self.down = row_linear(ffn_width, width, tensor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        return self.down(bias_gelu(self.up(x), self.up.bias, approximate=self.gelu, backend=self.backend))
+        inner = self.up(x)
+        if self.recompute and torch.is_grad_enabled():
+            # Stops where the last saved tensor is there again, so the product of `down` itself is not repeated.
+            return checkpoint(self._down, inner, use_reentrant=False, preserve_rng_state=False)
+        return self._down(inner)
+
+    def _down(self, inner: torch.Tensor) -> torch.Tensor:
+        return self.down(bias_gelu(inner, self.up.bias, approximate=self.gelu, backend=self.backend))
 
 
 class Block(nn.Module):
     """One block over (..., D); the subclasses say how to attend."""
 
-    def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+    def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute = recompute == "full"
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.attention = Attention(config.width, num_heads, tensor=tensor)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
-        self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend)
+        self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
 
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""
@@ -92,7 +102,7 @@ class Block(nn.Module):
 class GlobalBlock(Block):
     """Attention over the frames of each packed document: causal, and both ways in its prefix under prefix-LM. Hidden (B*T, D)."""
 
-    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
         self.prefix_lm, self.backend = config.prefix_lm, backend
 
@@ -106,7 +116,7 @@ class GlobalBlock(Block):
 class LocalBlock(Block):
     """Causal attention over the Q codes of each frame. Hidden (B*T, Q, D)."""
 
-    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: bool) -> None:
+    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__(config, num_heads=config.local_heads, tensor=tensor, backend=backend, recompute=recompute)
         self.backend = backend
 

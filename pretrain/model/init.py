@@ -45,7 +45,7 @@ def whole_tensor(name: str, shape: tuple[int, ...], *, seed: int, config: ModelC
 
 
 def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, tensor: TensorParallel, prefix: str = "") -> None:
-    """Fills every parameter of `model`, whose canonical names are `prefix` + its own, in place.
+    """Fills every parameter of `model` that has memory, in place; its canonical name is `prefix` + its own.
 
     Parameters are drawn side by side on torch's number of threads: one generator each, so the order does not matter.
     """
@@ -64,4 +64,4 @@ def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, t
         parameter.data.copy_(value.chunk(tensor.size, dim=cut)[tensor.rank] if cut >= 0 else value)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, model.named_parameters(prefix=prefix)))
+        list(pool.map(fill, [named for named in model.named_parameters(prefix=prefix) if not named[1].is_meta]))

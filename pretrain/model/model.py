@@ -4,10 +4,15 @@ Every engine runs the same layers: the plain forward loops over them, a pipeline
 vocabulary ids. Output: loss sums by task and level, or logits; logits at (t, q) predict codes_BTQ[t, q] itself.
 """
 
+import itertools
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import nn
 
 from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.parallel import Recompute
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.model.blocks import GlobalBlock, LocalBlock
@@ -22,8 +27,8 @@ class MultiScaleTransformer(nn.Module):
     """Global Transformer over frames, local Transformer over the Q codes of each frame (paper, section Model).
 
     Built in float32 on the CPU with the initial values of (`seed`, parameter name), or without values where `seed` is None and a
-    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute` keeps
-    only each block's input for the backward pass.
+    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute`: what
+    is computed again in the backward pass. `stage`: the layers of a pipeline's stage; the others have shapes and names but no memory.
     """
 
     def __init__(
@@ -34,7 +39,8 @@ class MultiScaleTransformer(nn.Module):
         num_tasks: int = 1,
         tensor_parallel: TensorParallel | None = None,
         backend: Backend = "torch",
-        recompute: bool = False,
+        recompute: Recompute = "none",
+        stage: range | None = None,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
@@ -42,15 +48,22 @@ class MultiScaleTransformer(nn.Module):
         self.config, self.tensor_parallel, self.vocabulary_size = config, tensor, vocabulary.size
         mega_global, mega_local = vocabulary.special("<mega_global>"), vocabulary.special("<mega_local>")
         size = vocabulary.size
-        self.embed = Embed(config, vocabulary_size=size, mega_global=mega_global, tensor=tensor, backend=backend)
-        self.global_blocks = nn.ModuleList(
-            GlobalBlock(config, tensor=tensor, backend=backend, recompute=recompute) for _ in range(config.global_layers)
-        )
-        self.link = Link(config, vocabulary_size=size, mega_local=mega_local, tensor=tensor, backend=backend)
-        self.local_blocks = nn.ModuleList(
-            LocalBlock(config, tensor=tensor, backend=backend, recompute=recompute) for _ in range(config.local_layers)
-        )
-        self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, tensor=tensor, backend=backend)
+        common: dict[str, Any] = {"tensor": tensor, "backend": backend}
+        places = (nullcontext() if stage is None or index in stage else torch.device("meta") for index in itertools.count())
+        with next(places):
+            self.embed = Embed(config, vocabulary_size=size, mega_global=mega_global, **common)
+        self.global_blocks = nn.ModuleList()
+        for _ in range(config.global_layers):
+            with next(places):
+                self.global_blocks.append(GlobalBlock(config, recompute=recompute, **common))
+        with next(places):
+            self.link = Link(config, vocabulary_size=size, mega_local=mega_local, **common)
+        self.local_blocks = nn.ModuleList()
+        for _ in range(config.local_layers):
+            with next(places):
+                self.local_blocks.append(LocalBlock(config, recompute=recompute, **common))
+        with next(places):
+            self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, **common)
         if seed is not None:
             initialize_parameters(self, seed=seed, config=config, tensor=tensor)
 

@@ -25,6 +25,13 @@ Backend = Literal["torch", "triton"]
 FrameMode = Literal["sum", "concat"]
 
 
+def choose_backend(kernels: Literal["auto", "triton", "torch"], device: torch.device) -> Backend:
+    """`model.kernels` on this device: auto is triton on CUDA, torch elsewhere."""
+    if kernels == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    return kernels
+
+
 @dataclass(frozen=True)
 class TensorParallel:
     """This process in its tensor-parallel group; the default is one process and needs no process group."""

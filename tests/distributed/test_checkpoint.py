@@ -15,6 +15,7 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import find, load_model, published
+from uniaudio.pretrain.convert import convert_checkpoint
 
 FIVE_AFTER_THREE: dict[str, dict[str, Any]] = {
     "one": {},
@@ -114,6 +115,18 @@ def test_load_model_gives_the_trained_model(saved: Callable[[str], tuple[Path, l
     torch.testing.assert_close(both[0], both[1], rtol=1e-4, atol=1e-5)
     fresh = tiny_run.make_model(run, vocabulary, tiny_run.Layout(), torch.device("cpu"))
     assert not torch.allclose(fresh.logits(batch), both[0], atol=1e-3)
+
+
+def test_converted_checkpoint_is_whole_and_goes_on(saved: Callable[[str], tuple[Path, list[float]]], tmp_path: Path) -> None:
+    folder, whole = saved("tensor 2")
+    path = convert_checkpoint(folder, tmp_path / "converted")
+    assert {file.name for file in path.iterdir() if not file.name.startswith("rng-")} == {
+        "manifest.json", "weights-whole.safetensors", "optimizer-whole.safetensors",
+    }  # fmt: skip
+    rest = go(tmp_path / "converted", "rest", {}, stop=5, resume=True)
+    assert rest["start"] == 3 and losses(rest) == pytest.approx(whole[3:], rel=1e-5)
+    with pytest.raises(UserError, match="there is something already"):
+        convert_checkpoint(folder, tmp_path / "converted")
 
 
 # ---- faults ----

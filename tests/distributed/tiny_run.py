@@ -22,7 +22,7 @@ ROWS, FRAMES, DOCUMENTS, STATES, WIDTH = 4, 24, 4, 4, 32
 
 
 def tiny_run(
-    output_dir: Path | str, *, rows: int = ROWS, accumulation: int = 1, zero: int = 0, precision: str = "fp32", **parallel: int
+    output_dir: Path | str, *, rows: int = ROWS, accumulation: int = 1, zero: int = 0, precision: str = "fp32", **parallel: Any
 ) -> RunConfig:
     """A run of rows x accumulation x data_parallel_size rows a step."""
     model = {
@@ -100,6 +100,25 @@ def step_once(run: RunConfig, engine: Engine, step: int) -> dict[str, Any]:
 def identity(run: RunConfig) -> Identity:
     """What its checkpoints say."""
     return Identity(run, load_vocabulary(run.model.vocabulary, run.model.num_codebooks), "run-1", "commit-1")
+
+
+def poisoned(*, config: dict[str, Any]) -> dict[str, Any]:
+    """Two steps, one of which one rank's batch is not finite, and another: is every parameter what it was after the bad one?"""
+    run = RunConfig.model_validate(config)
+    engine = make_engine(run)
+
+    def weights() -> list[torch.Tensor]:
+        engine.link_state()
+        return [engine.read_state(slot)["weight"].clone() for slot in engine.slots]
+
+    good = [step_once(run, engine, step) for step in (1, 2)]
+    before, batches = weights(), rank_batches(run, engine.layout, 3)
+    if engine.layout.data_parallel_rank == 0:
+        batches[-1].text_states_BSC.fill_(float("nan"))
+    bad = engine.train_step(batches, learning_rate=0.01)
+    same = all(torch.equal(new, old) for new, old in zip(weights(), before))
+    assert bad.gradient_norm is not None
+    return {"same": same, "norm": float(bad.gradient_norm), "after": step_once(run, engine, 4)["loss"], "before": good[-1]["loss"]}
 
 
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:

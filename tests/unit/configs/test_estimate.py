@@ -55,6 +55,7 @@ def test_sum_is_near_a_measured_peak(rows, codebooks, peak_gib):
 def test_recomputation_and_pipeline_change_the_activations():
     whole = memory_gb(run()).activations
     assert memory_gb(run("parallel.recompute=full")).activations < 0.13 * whole
+    assert memory_gb(run("parallel.recompute=selective")).activations == pytest.approx(0.75 * whole)
     pipeline = ("parallel.pipeline_parallel_size=4", "optim.gradient_accumulation=8")
     assert memory_gb(run(*pipeline)).activations == pytest.approx(whole)  # a quarter of the layers, four micro-batches held
     assert memory_gb(run("data.rows_per_micro_batch=8")).activations == pytest.approx(2 * whole)

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ import torch
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.metrics import MetricsFile, Speed, count_codes, loss_metrics, unigram_metrics
+from uniaudio.pretrain.metrics import (
+    Clock,
+    MetricsFile,
+    Speed,
+    count_codes,
+    loss_metrics,
+    process_start,
+    system_metrics,
+    unigram_metrics,
+)
 
 TASKS = ["tts", "sound", "music"]
 
@@ -87,3 +97,27 @@ def test_a_resumed_file_drops_what_lies_behind_the_checkpoint_and_torn_lines(tmp
     file.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1 / 3}], "floats come back exactly"
+
+
+def test_goodput_counts_from_the_first_start_of_all() -> None:
+    begun = process_start()
+    assert 0 <= time.time() - begun < 3600 * 24 and abs(process_start() - begun) < 1
+    clock = Clock(first_start=time.time() - 200, productive=100)
+    assert clock.metrics()["goodput"] == pytest.approx(0.5, abs=0.01)
+    assert Clock(**clock.record()) == clock, "carried by the checkpoint's manifest"
+
+
+def test_system_metrics_are_of_this_process() -> None:
+    metrics = system_metrics(torch.device("cpu"))
+    assert 0.05 < metrics["system/memory_gb"] < 100 and metrics["system/load"] >= 0
+
+
+def test_a_rewind_drops_the_lines_behind_it(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", resume_step=0)
+    for step in (1, 2, 3):
+        file.write(step, {"loss": 1.0})
+    file.drop_after(1)
+    file.write(2, {"loss": 2.0})
+    file.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]

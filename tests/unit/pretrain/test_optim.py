@@ -35,7 +35,7 @@ def test_only_matrices_of_projections_decay() -> None:
     plain = {name for name, parameter in model.named_parameters() if not decays(name, parameter)}
     tables = {"embed.code.weight", "embed.position.weight", "link.code.weight", "link.level.weight"}
     assert plain == tables | {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
-    groups = make_optimizer(OptimConfig(weight_decay=0.3), model.named_parameters(), fused=False).param_groups
+    groups = make_optimizer(OptimConfig(weight_decay=0.3), model.named_parameters()).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert len(groups[1]["params"]) == len(plain)
 

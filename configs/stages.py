@@ -2,6 +2,22 @@
 
 from collections.abc import Sequence
 
+from uniaudio.configs.flops import layer_flops
+from uniaudio.configs.run import RunConfig
+
+
+def stage_bounds(run: RunConfig, vocabulary_size: int) -> list[int]:
+    """Where each stage of the run's pipeline begins, and the number of layers: as configured, else balanced by operations."""
+    if run.parallel.stage_bounds is not None:
+        return list(run.parallel.stage_bounds)
+    return balanced_bounds(layer_flops(run.model, run.data.frames_per_row, vocabulary_size), run.parallel.pipeline_parallel_size)
+
+
+def stage_layers(run: RunConfig, vocabulary_size: int, stage: int) -> range:
+    """The layers of one stage."""
+    bounds = stage_bounds(run, vocabulary_size)
+    return range(bounds[stage], bounds[stage + 1])
+
 
 def balanced_bounds(costs: Sequence[float], stages: int) -> list[int]:
     """`stages` + 1 ascending indices: stage s holds layers bounds[s]..bounds[s + 1]; each at least one, the greatest sum least.

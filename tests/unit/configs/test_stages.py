@@ -6,7 +6,8 @@ import pytest
 from uniaudio.configs.flops import layer_flops
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
-from uniaudio.pretrain.stages import balanced_bounds
+from uniaudio.configs.stages import balanced_bounds, stage_bounds, stage_layers
+from uniaudio.errors import UserError
 
 
 def worst(costs: list[float], bounds: tuple[int, ...] | list[int]) -> float:
@@ -36,3 +37,14 @@ def test_the_paper_model_is_cut_where_its_work_is_halved() -> None:
     _, cut, _ = balanced_bounds(costs, 2)
     assert cut in range(23, 28)
     assert worst(costs, [0, cut, len(costs)]) < 0.55 * sum(costs)
+
+
+def test_given_bounds_are_taken_or_refused() -> None:
+    base = ["parallel.pipeline_parallel_size=2", "optim.gradient_accumulation=2", "data.shards=s"]
+    run = load_config(
+        RunConfig, "demo_cpu", folder="runs", overrides=[*base, "parallel.tensor_parallel_size=1", "parallel.stage_bounds=[0,4,9]"]
+    )
+    assert stage_bounds(run, 4212) == [0, 4, 9] and stage_layers(run, 4212, 1) == range(4, 9)
+    for bounds in ("[0,9]", "[0,4,8]", "[0,0,9]", "[1,4,9]"):
+        with pytest.raises(UserError, match=r"parallel.stage_bounds \| seen: .* \| allowed: 3 ascending numbers from 0 to 9"):
+            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, f"parallel.stage_bounds={bounds}"])

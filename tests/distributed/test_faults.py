@@ -1,0 +1,112 @@
+"""Steps that go wrong: not finite on one rank, again and again, or a loss that jumps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import yaml
+from random_shards import write_random_shards
+from ranks import run_ranks
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "data 2": {"data_parallel_size": 2, "rows": 2},
+    "pipeline 2": {"pipeline_parallel_size": 2, "accumulation": 2, "rows": 2},
+    "ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1},
+    "ZeRO 2, bf16": {"data_parallel_size": 2, "rows": 2, "zero": 2, "precision": "bf16"},
+    "ZeRO 3": {"data_parallel_size": 2, "rows": 2, "zero": 3},
+    "bf16, ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1, "precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_gradient_that_is_not_finite_changes_no_weight(name: str, tmp_path: Path) -> None:
+    run = tiny_run.tiny_run(tmp_path, **LAYOUTS[name])
+    for rank in run_ranks(run.parallel.world_size, tmp_path / "results", tiny_run.poisoned, config=run.model_dump(mode="json")):
+        assert rank["same"]
+        assert not math.isfinite(rank["norm"]) or rank["norm"] < 0, "the trainer sees it"
+        assert rank["after"] == pytest.approx(rank["before"], rel=0.1), "and the training goes on"
+
+
+CONFIG = """
+model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 1, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
+data: {shards: FOLDER/shards, tasks: [tts], frames_per_row: 128, rows_per_micro_batch: 1, prompt_seconds: 0.3}
+optim: {lr: 0.001, warmup_steps: 5}
+train: {output_dir: FOLDER/run, steps: 50, device: cpu, log_every: 2, save_every: 40, evaluate_batches: 1, threads: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    write_random_shards(tmp_path / "shards", clips=20, valid_clips=24, codebooks=3, text_width=16, frames=(20, 60))
+    return yaml.safe_load(CONFIG.replace("FOLDER", str(tmp_path)))
+
+
+def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: list[int]) -> dict[str, Any]:
+    """A training in which the n-th calls of the engine go wrong; its metrics, its warnings, and the row it stands at."""
+    import json
+    import logging
+
+    from uniaudio.configs.run import RunConfig
+    from uniaudio.pretrain.engine import Engine, StepStatistics
+    from uniaudio.pretrain.train import train
+
+    original, messages = Engine.train_step, []
+    calls = iter(range(1, 10_000))
+
+    def step(self: Engine, batches: list[Any], *, learning_rate: float) -> StepStatistics:
+        call = next(calls)
+        if call in not_finite:
+            for batch in batches:
+                batch.target_mask_BTQ.fill_(1)
+            self._set_loss_scale = lambda batches: self._loss_scale.fill_(math.inf)  # type: ignore[method-assign]
+        statistics = original(self, batches, learning_rate=learning_rate)
+        self.__dict__.pop("_set_loss_scale", None)
+        if call in spikes:
+            statistics.loss_sums_KQ *= 3
+        return statistics
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    Engine.train_step = step  # type: ignore[method-assign]
+    logging.getLogger("uniaudio").addHandler(Keep())
+    code = train(RunConfig.model_validate(config))
+    folder = Path(config["train"]["output_dir"])
+    manifest = json.loads((folder / "checkpoints" / "step-00000050" / "manifest.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    return {"code": code, "steps": steps, "messages": messages, "row": manifest["data_position"]["row"], "clock": manifest["clock"]}
+
+
+def test_skip_leaves_the_update_out_and_names_the_documents(config: dict[str, Any], tmp_path: Path) -> None:
+    config["train"]["on_non_finite"] = "skip"
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[4, 5], spikes=[])
+    assert done["code"] == 0 and done["steps"] == list(range(1, 51)) and done["row"] == 50
+    said = [message for message in done["messages"] if "its update is left out" in message]
+    assert len(said) == 2 and "step 4" in said[0] and "clip-0000" in said[0]
+    assert done["clock"]["productive"] > 0
+
+
+def test_skipping_without_end_stops(config: dict[str, Any], tmp_path: Path) -> None:
+    config["train"]["on_non_finite"] = "skip"
+    with pytest.raises(AssertionError, match=r"NonFiniteLoss: step 14: .*remedy: a lower optim.lr"):
+        run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=list(range(5, 40)), spikes=[])
+
+
+def test_a_spike_goes_back_and_leaves_its_batches_out(config: dict[str, Any], tmp_path: Path) -> None:
+    config["train"]["spike_deviations"] = 8.0
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
+    assert done["code"] == 0 and done["steps"] == list(range(1, 51)), "the lines of the steps that were undone are gone"
+    assert [message for message in done["messages"] if "back to step 40, without rows 40 to 45" in message]
+    assert done["row"] == 56, "50 steps of one row, and six rows left out"
+
+
+def test_spikes_without_end_stop(config: dict[str, Any], tmp_path: Path) -> None:
+    config["train"]["spike_deviations"] = 8.0
+    config["train"]["save_every"] = 100
+    with pytest.raises(AssertionError, match=r"LossSpike: step 45: .*seen: no checkpoint to go back to.*spike_deviations=0"):
+        run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
