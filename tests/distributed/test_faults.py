@@ -59,8 +59,6 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     def step(self: Engine, batches: list[Any], *, learning_rate: float) -> StepStatistics:
         call = next(calls)
         if call in not_finite:
-            for batch in batches:
-                batch.target_mask_BTQ.fill_(1)
             self._set_loss_scale = lambda batches: self._loss_scale.fill_(math.inf)  # type: ignore[method-assign]
         statistics = original(self, batches, learning_rate=learning_rate)
         self.__dict__.pop("_set_loss_scale", None)
