@@ -54,6 +54,7 @@ EXTRAS = {
     ],
     "dev": [
         "hypothesis>=6",
+        "kubeflow-trainer-api>=2.3",
         "kubeflow-training>=1.9",
         "kubernetes>=30",
         "mypy>=1.11",

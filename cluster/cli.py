@@ -22,6 +22,7 @@ from uniaudio.errors import UserError
 
 _FOLLOW_SECONDS = 2.0
 _TARGETS = {"local": "local", "slurm": "slurm", "ray": "ray_jobs"}
+_RENDERED = {"kubernetes": "kubectl apply -f", "skypilot": "sky jobs launch"}
 _job_dir = click.option("--job-dir", type=click.Path(path_type=Path), default="work/jobs", show_default=True, help="Folder of the jobs.")
 
 
@@ -70,8 +71,8 @@ def _render(job: Job, cluster: ClusterConfig, waits_for: list[str]) -> str:
         return f"{import_module('uniaudio.cluster.local').render(job, cluster)}\n"
     if cluster.kind == "slurm":
         return import_module("uniaudio.cluster.slurm").render(job, cluster, waits_for)
-    if cluster.kind == "kubernetes":
-        return import_module("uniaudio.cluster.kubernetes").render(job, cluster)
+    if cluster.kind in _RENDERED:
+        return import_module(f"uniaudio.cluster.{cluster.kind}").render(job, cluster)
     return f"{json.dumps(import_module('uniaudio.cluster.ray_jobs').request(job, cluster), indent=1)}\n"
 
 
@@ -82,9 +83,9 @@ def _start(job: Job, cluster: ClusterConfig, waits_for: list[str]) -> Record:
     if cluster.kind == "ray":
         return import_module("uniaudio.cluster.ray_jobs").submit(job, cluster)
     raise UserError(
-        "kind kubernetes renders manifests and starts nothing",
+        "kind: this target renders a file and starts nothing",
         seen=cluster.kind,
-        remedy="uniaudio submit ... --dry-run > job.yaml, then kubectl apply -f job.yaml",
+        remedy=f"uniaudio submit ... --dry-run > job.yaml, then {_RENDERED[cluster.kind]} job.yaml",
     )
 
 

@@ -6,9 +6,11 @@ Owns the script's values; what the script does is written in the templates. Talk
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from uniaudio.atomic import publish_bytes
@@ -21,6 +23,7 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
 SCRIPT = "job.sbatch"
+CLUSTER_FILE = "cluster.yaml"
 _WAIT_SECONDS = 120  # for the ranks that have not ended when the first has: a crash leaves them waiting for the dead
 _STATES: dict[str, State] = {
     "PENDING": "queued",
@@ -32,6 +35,7 @@ _STATES: dict[str, State] = {
     "COMPLETED": "done",
     "CANCELLED": "cancelled",
 }
+_WORST_FIRST: tuple[State, ...] = ("running", "queued", "failed", "cancelled", "unknown", "done")  # of an array's parts
 
 
 def directives(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> list[str]:
@@ -54,10 +58,11 @@ def directives(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> l
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
         "reservation": slurm.reservation,
+        "array": f"0-{slurm.array - 1}" + (f"%{slurm.array_at_once}" if slurm.array_at_once else "") if slurm.array else None,
         "signal": f"B:USR1@{slurm.signal_seconds}",
         "dependency": "afterok:" + ":".join(after) if after else None,
         "chdir": job.work_dir,
-        "output": str(job.folder / OUTPUT).replace("%", "%%"),
+        "output": str(job.folder / OUTPUT).replace("%", "%%") if not slurm.array else str(job.folder).replace("%", "%%") + "/part-%a.log",
         "open-mode": "append",
     }
     lines = [f"--{name}={_directive_value(str(value))}" for name, value in options.items() if value is not None]
@@ -93,12 +98,19 @@ def render(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> str:
         world_size=job.config.parallel.world_size if isinstance(job.config, RunConfig) else 0,
         wait_seconds=_WAIT_SECONDS,
         workers=farm_workers(job.config, cluster.resources) if isinstance(job.config, FarmConfig) else 0,
+        look=cluster.preflight.enabled and (cluster.resources.nodes > 1 or cluster.resources.gpus_per_node > 0),
+        look_ranks=job.config.parallel.world_size if isinstance(job.config, RunConfig) and not torchrun else cluster.resources.nodes,
+        look_job=shlex.join([str(job.config_file), *([] if is_run else ["--farm"]), "--cluster", str(job.folder / CLUSTER_FILE)]),
+        cluster_file=job.folder / CLUSTER_FILE,
+        script=SCRIPT,
+        output=OUTPUT,
     )
 
 
 def submit(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> Record:
     """Writes the job's folder and queues the script; UserError where Slurm refuses it."""
     create_folder(job)
+    publish_bytes(job.folder / CLUSTER_FILE, yaml.safe_dump(cluster.model_dump(mode="json", exclude_unset=True)).encode())
     script = job.folder / SCRIPT
     publish_bytes(script, render(job, cluster, after).encode())
     answer = _slurm(["sbatch", "--parsable", str(script)]).strip().split(";")[0]
@@ -106,17 +118,33 @@ def submit(job: Job, cluster: ClusterConfig, after: Sequence[str] = ()) -> Recor
 
 
 def status(record: Record) -> Status:
-    """What Slurm says; where it has forgotten the job, what the script wrote down at the end of its last attempt."""
+    """What Slurm says; where it has forgotten the job, what the script wrote down at the end of its last attempt.
+
+    Of a job array: how many parts are how.
+    """
     answer = _slurm(["scontrol", "show", "job", "--oneliner", record.id], may_fail=True)
-    fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
-    if "JobState" in fields:
-        word = fields["JobState"]
-        wanted = ("Reason", "NodeList", "RunTime", "Restarts", "ExitCode")
-        detail = ", ".join([word, *(f"{key} {fields[key]}" for key in wanted if fields.get(key) not in (None, "None", "(null)"))])
-        return Status(_STATES.get(word, "failed"), detail)
-    attempts = Path(record.output).with_name("attempts")
-    if not attempts.exists():
+    jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in answer.splitlines()]
+    parts = [_said_by_slurm(fields) for fields in jobs if "JobState" in fields]
+    if not parts:
+        folder = Path(record.output).parent
+        parts = [_written_down(path) for path in sorted([*folder.glob("attempts"), *folder.glob("part-*/attempts")])]
+    if not parts:
         return Status("unknown", "Slurm has forgotten this job, and it never started")
+    if len(parts) == 1:
+        return parts[0]
+    counts = Counter(part.state for part in parts)
+    state = next(state for state in _WORST_FIRST if counts[state])
+    return Status(state, ", ".join(f"{count} {word}" for word, count in counts.items()))
+
+
+def _said_by_slurm(fields: dict[str, str]) -> Status:
+    word = fields["JobState"]
+    wanted = ("Reason", "NodeList", "RunTime", "Restarts", "ExitCode")
+    detail = ", ".join([word, *(f"{key} {fields[key]}" for key in wanted if fields.get(key) not in (None, "None", "(null)"))])
+    return Status(_STATES.get(word, "failed"), detail)
+
+
+def _written_down(attempts: Path) -> Status:
     *_, last = attempts.read_text(encoding="utf-8").splitlines()
     _, nodes, seconds, code, asked = last.split()
     state: State = "done" if code == "0" else "cancelled" if asked == "slurm" else "failed"

@@ -115,14 +115,15 @@ def _check_places(places: dict[str, str], cluster: ClusterConfig) -> None:
             raise UserError(
                 f"{key} is relative, and {cluster.kind} nodes have another working folder", seen=place, remedy="an absolute path"
             )
-    mounts = [volume.path for volume in cluster.kubernetes.volumes]
+    mounts = [volume.path for volume in cluster.kubernetes.volumes] or list(cluster.skypilot.file_mounts)
+    key_of = {"kubernetes": "volume of kubernetes.volumes", "skypilot": "bucket of skypilot.file_mounts"}
     for key, place in places.items():
-        if cluster.kind == "kubernetes" and "://" not in place and not any(Path(place).is_relative_to(mount) for mount in mounts):
+        if cluster.kind in key_of and "://" not in place and not any(Path(place).is_relative_to(mount) for mount in mounts):
             raise UserError(
-                f"{key} lies on no volume of kubernetes.volumes",
+                f"{key} lies on no {key_of[cluster.kind]}",
                 seen=place,
                 allowed=", ".join(mounts) or "none mounted",
-                remedy="mount the claim that holds it",
+                remedy="mount what holds it",
             )
 
 

@@ -110,6 +110,8 @@ class ClusterConfig(Section):
             raise ValueError(f"kind {self.kind} runs in the environment that is there: no container, wheelhouse or setup")
         if self.kind in ("local", "ray") and self.resources.nodes > 1:
             raise ValueError(f"resources.nodes {self.resources.nodes}: kind {self.kind} starts a job on one node")
+        if self.kubernetes.training == "TrainJob" and self.kubernetes.host_network:
+            raise ValueError("kubernetes.host_network with training TrainJob: set it in the ClusterTrainingRuntime")
         if self.slurm.array and self.resources.nodes > 1:
             raise ValueError(
                 f"slurm.array {self.slurm.array}: a part of a farm runs on one node; resources.nodes is {self.resources.nodes}"

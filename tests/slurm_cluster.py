@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+PATIENCE = 4
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 _CONFIG = """\
 ClusterName=test
@@ -105,6 +106,10 @@ class SlurmCluster:
         for process in [daemon, *steps, *tasks]:
             process.kill()
 
+    def kill_training(self, node: str) -> None:
+        """Kills one process of a training on a node, as the kernel does where memory runs out."""
+        next(process for process in psutil.process_iter() if self._runs_on(process, node) and "train" in process.cmdline()).kill()
+
     def _runs_on(self, process: psutil.Process, node: str) -> bool:
         """Whether it belongs to a job of this cluster on that node."""
         try:
@@ -127,8 +132,8 @@ class SlurmCluster:
         return self._run(list(command))
 
     def wait_for(self, what, *, seconds: float) -> None:
-        """Until `what()` is true."""
-        deadline = time.monotonic() + seconds
+        """Until `what()` is true: `seconds` on a machine of its own, a few times that where others work too."""
+        deadline = time.monotonic() + PATIENCE * seconds
         while not what():
             assert time.monotonic() < deadline, (
                 "waited in vain\n" + self.run("squeue") + (self.folder / "slurmctld.log").read_text()[-3000:]

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
     "jobs": ("uniaudio.cluster.cli", "jobs", "List, follow and cancel what was submitted."),
+    "preflight": ("uniaudio.cluster.preflight.cli", "preflight", "Look at this node, or all, before a long job."),
 }
 
 # Third-party packages a command may miss, with the extra that brings them.

@@ -1,4 +1,5 @@
-"""A real Slurm of two nodes on this machine: training over both, saved and requeued before its limit, cancelled, failed, given up."""
+"""A real Slurm of three nodes on this machine: training over two, saved and requeued before its limit, cancelled, failed, given up; farms;
+nodes that are sick, crash or die. `make test-cluster` runs it."""
 
 import json
 import shutil
@@ -15,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import slurm_cluster
 from random_shards import write_random_shards
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-"),
+]
 STEPS = 60
 MODEL = {"width": 32, "num_heads": 2, "ffn_width": 64, "global_layers": 2, "local_layers": 1, "max_positions": 128, "text_width": 32}
 DATA = {
@@ -29,7 +34,7 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory) -> Iterator[slurm_cluster.SlurmCluster]:
-    cluster = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    cluster = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"), nodes=3)
     try:
         cluster.start()
         yield cluster
@@ -62,12 +67,13 @@ class Place:
         path.write_text(json.dumps(config))
         return path
 
-    def cluster_file(self, *, python: str | None = None, **slurm: object) -> Path:
+    def cluster_file(self, *, python: str | None = None, preflight: bool = False, path: str | None = None, **slurm: object) -> Path:
         config = {
             "kind": "slurm",
             "job_dir": str(self.folder / "jobs"),
             "resources": {"nodes": 2},
-            "environment": {"python": python},
+            "environment": {"python": python, "variables": {"PATH": path} if path else {}},
+            "preflight": {"enabled": preflight, "free_disk_gb": 0.1, "slow_fraction": 0.01},
             "slurm": {"partition": "main", "master_address": "127.0.0.1", "max_fast": 2, **slurm},
         }
         path = self.folder / "cluster.yaml"
@@ -89,6 +95,10 @@ class Place:
 
     def jobs(self, *words: str, code: int = 0) -> str:
         return self.uniaudio("jobs", *words, "--job-dir", str(self.folder / "jobs"), code=code)
+
+    def nodes(self, name: str) -> list[str]:
+        """Where each attempt ran."""
+        return [line.split()[1] for line in (self.folder / "jobs" / name / "attempts").read_text().splitlines()]
 
     def slurm_id(self, name: str) -> str:
         return json.loads((self.folder / "jobs" / name / "job.json").read_text())["id"]
@@ -144,8 +154,8 @@ def test_a_cancelled_training_saves_and_is_not_requeued(slurm, shards, place) ->
 def test_a_fault_of_the_user_is_not_tried_again(slurm, shards, place) -> None:
     copy = place.folder / "shards"
     shutil.copytree(shards, copy)
-    for index in copy.glob("*.index.npz"):  # what validation does not read
-        index.unlink()
+    for shard in copy.glob("*.tar"):  # what validation does not read
+        shard.write_bytes(b"")
     name = place.submit(place.run_file(copy), place.cluster_file())
     slurm.wait_for(lambda: place.attempts(name), seconds=120)
     assert place.attempts(name) == [["2", "-"]]
@@ -167,7 +177,9 @@ def test_slurm_refuses_what_it_does_not_know(slurm, shards, place) -> None:
     assert not place.jobs("list")
 
 
-def test_a_farm_over_both_nodes_and_the_training_that_waits_for_it(slurm, place) -> None:
+@pytest.fixture
+def farm_file(place) -> Path:
+    """A farm of twelve tones in four units."""
     seconds = np.arange(32_000) / 16_000
     rows = []
     for number in range(12):
@@ -178,35 +190,88 @@ def test_a_farm_over_both_nodes_and_the_training_that_waits_for_it(slurm, place)
     views = {"audio": {"name": "codec"}, "phone": {"name": "phones"}}
     farm = {"manifest": str(place.folder / "manifest.jsonl"), "output_dir": str(place.folder / "shards"), "tokenizers": views}
     (place.folder / "farm.yaml").write_text(json.dumps({**farm, "clips_per_unit": 3, "cpus_per_worker": 2}))
+    return place.folder / "farm.yaml"
+
+
+def farm_cluster(place: Place, *, nodes: int, **slurm: object) -> tuple[str, str]:
+    """Options of `submit` for a farm: two CPUs a node."""
+    cluster = json.loads(place.cluster_file(**slurm).read_text())
+    cluster["resources"] = {"nodes": nodes, "cpus_per_process": 2}
+    (place.folder / "cluster.yaml").write_text(json.dumps(cluster))
+    return "--cluster", str(place.folder / "cluster.yaml")
+
+
+def test_a_farm_over_two_nodes_and_the_training_that_waits_for_it(slurm, place, farm_file) -> None:
     run = json.loads(place.run_file(place.folder / "shards", steps=3).read_text())
     run["data"] |= {"tasks": ["tts"], "frames_per_row": 512}
     run["model"] |= {"max_positions": 512}
     (place.folder / "out.yaml").write_text(json.dumps(run))
-    cluster = json.loads(place.cluster_file().read_text())
-    cluster["resources"] |= {"cpus_per_process": 2}
-    (place.folder / "cluster.yaml").write_text(json.dumps(cluster))
-    options = ("--cluster", str(place.folder / "cluster.yaml"))
-    place.uniaudio("submit", str(place.folder / "farm.yaml"), "--farm", *options)
+    options = farm_cluster(place, nodes=2)
+    place.uniaudio("submit", str(farm_file), "--farm", *options)
     place.uniaudio("submit", str(place.folder / "out.yaml"), "--after", "tokenize-farm-1", *options)
     assert place.state("train-out-1") == "queued"
-    slurm.wait_for(lambda: place.attempts("train-out-1"), seconds=240)
+    slurm.wait_for(lambda: place.attempts("train-out-1"), seconds=200)
     assert place.attempts("tokenize-farm-1") == place.attempts("train-out-1") == [["0", "-"]], place.output()
     assert json.loads((place.folder / "shards" / "farm.json").read_text())["last_work"]["workers"] == 2
     assert len(place.losses()) == 3
 
 
+def test_a_job_array_makes_the_shards_of_one_farm(slurm, place, farm_file) -> None:
+    place.uniaudio("submit", str(farm_file), "--farm", *farm_cluster(place, nodes=1, array=3))
+    slurm.wait_for(lambda: place.state("tokenize-farm-1") in ("done", "failed"), seconds=200)
+    assert place.jobs("status", "tokenize-farm-1").startswith("tokenize-farm-1: done"), place.output()
+    assert sorted(line.split(":")[1] for line in place.jobs("logs", "tokenize-farm-1").splitlines()) == [" part 0", " part 1", " part 2"]
+    assert json.loads((place.folder / "shards" / "farm.json").read_text())["totals"]["clips"] == 12
+    place.uniaudio("tokenize", str(farm_file), f"output_dir={place.folder}/alone", "workers=1")
+    for shard in (place.folder / "alone").glob("train-*"):
+        assert (place.folder / "shards" / shard.name).read_bytes() == shard.read_bytes()
+
+
 def test_a_node_that_dies_in_the_middle_is_left_and_the_training_resumes(slurm, shards, place) -> None:
-    """Slurm requeues by itself; the training goes on from its last checkpoint once the node is back."""
-    name = place.submit(place.run_file(shards, steps=400, save_every=5), place.cluster_file())
+    """Slurm requeues by itself; the training goes on from its last checkpoint on the nodes that are left."""
+    name = place.submit(place.run_file(shards, steps=200, save_every=5), place.cluster_file())
     slurm.wait_for(lambda: list(place.folder.glob("out/checkpoints/step-*")), seconds=120)
     slurm.kill_node("n2")
     slurm.wait_for(lambda: "n2" in slurm.run("sinfo", "--noheader", "--states=down", "--format=%N"), seconds=60)
-    slurm.wait_for(lambda: place.state(name) == "queued", seconds=60)
-    slurm.start_node("n2")
     # the first attempt is ended by Slurm, or crashes as its other node is gone, whichever comes first: either way it is queued again
     slurm.wait_for(lambda: ["0", "-"] in place.attempts(name), seconds=200)
+    slurm.start_node("n2")
+    assert place.nodes(name)[-1] == "n[1,3]"
     assert "resumed from" in place.output()
-    assert [step for step, _ in place.losses()] == list(range(1, 401))
+    assert [step for step, _ in place.losses()] == list(range(1, 201))
+
+
+def test_a_node_whose_process_crashes_is_left_out_of_the_next_attempt(slurm, shards, place) -> None:
+    name = place.submit(place.run_file(shards, steps=200, save_every=5), place.cluster_file(fast_seconds=0))
+    slurm.wait_for(lambda: list(place.folder.glob("out/checkpoints/step-*")), seconds=120)
+    slurm.kill_training("n2")
+    slurm.wait_for(lambda: ["0", "-"] in place.attempts(name), seconds=200)
+    assert place.nodes(name) == ["n[1-2]", "n[1,3]"]
+    assert "queued again, without n2" in place.output()
+    assert [step for step, _ in place.losses()] == list(range(1, 201))
+
+
+NVIDIA_SMI = """#!/bin/bash
+errors=0
+[ "$SLURMD_NODENAME" != n2 ] || errors=3
+echo "<nvidia_smi_log><driver_version>580.1</driver_version><gpu><product_name>H100</product_name>
+<ecc_errors><volatile><dram_uncorrectable>$errors</dram_uncorrectable></volatile></ecc_errors></gpu></nvidia_smi_log>"
+"""
+
+
+def test_a_sick_node_is_named_by_preflight_and_the_job_goes_on_without_it(slurm, shards, place) -> None:
+    """A stand-in for nvidia-smi tells of memory errors on one node; everything else is looked at for real."""
+    tools = place.folder / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    name = place.submit(place.run_file(shards, steps=4), place.cluster_file(preflight=True, path=f"{tools}:{slurm.environment['PATH']}"))
+    slurm.wait_for(lambda: ["0", "-"] in place.attempts(name), seconds=240)
+    assert place.attempts(name) == [["76", "-"], ["0", "-"]]
+    assert place.nodes(name) == ["n[1-2]", "n[1,3]"]
+    assert "preflight: n2: GPU 0: uncorrectable memory errors (dram_uncorrectable 3)" in place.output()
+    assert "2 nodes, 2 GPUs" in place.output() and "GB/s: all well" in place.output()
+    assert [step for step, _ in place.losses()] == [1, 2, 3, 4]
 
 
 def test_torchrun_launcher_trains_on_both_nodes(slurm, shards, place) -> None:

@@ -40,6 +40,7 @@ SCRIPTS = {
     "train_apptainer": ("run", {"resources": GPUS, "environment": CONTAINER, "slurm": {"container_runtime": "apptainer"}}),
     "train_wheelhouse": ("run", {"resources": GPUS, "environment": {"python": "/usr/bin/python3", "wheelhouse": "/data/wheels"}}),
     "farm_one_node": ("farm", {"environment": {**PYTHON, "setup": ["module load ffmpeg"]}}),
+    "farm_array": ("farm", {"environment": PYTHON, "slurm": {"array": 8, "array_at_once": 4}}),
     "farm_two_nodes": ("farm", {"resources": {"nodes": 2, "cpus_per_process": 32}, "environment": PYTHON}),
 }
 
