@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -99,7 +100,7 @@ def _neighbours(device: torch.device, leaders: list[int], rank: int) -> dict[int
         for a, b in [(i, (i + 1) % count) for i in range(first, count, 2)] if count > 1 else []:
             peers = leaders[a], leaders[b]
             if rank in peers and a != b and peers[rank == peers[0]] not in speeds:
-                speeds[peers[rank == peers[0]]] = _BYTES[device.type] / _seconds(lambda p=peers: _send(message, *p, rank), device) / 1e9
+                speeds[peers[rank == peers[0]]] = _BYTES[device.type] / _seconds(partial(_send, message, *peers, rank), device) / 1e9
     dist.barrier()
     return speeds
 

@@ -65,7 +65,8 @@ def look(config: RunConfig | FarmConfig | None, cluster: ClusterConfig) -> Repor
     if len(gpus) < wanted:
         report.faults.append(f"{len(gpus)} GPUs where resources.gpus_per_node is {wanted}")
     if isinstance(config, RunConfig):
-        report.faults += _read_faults("data.shards", config.data.shards)
+        for folder in config.data.folders:
+            report.faults += _read_faults("data.shards", folder)
         report.faults += _write_faults("train.output_dir", config.train.output_dir, cluster)
     elif isinstance(config, FarmConfig):
         report.faults += _read_faults("manifest", config.manifest) + _write_faults("output_dir", config.output_dir, cluster)
