@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from uniaudio.configs.load import load_config
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import list_shards
 from uniaudio.tokenize_farm.index_table import index_folder, index_store
-from uniaudio.tokenize_farm.manifest import is_address, read_manifest
+from uniaudio.tokenize_farm.manifest import is_address, read_manifest, write_manifest
 from uniaudio.tokenize_farm.storage import Store
 from uniaudio.tokenize_farm.summary import Work, total
 from uniaudio.tokenize_farm.verify import verify_shard
@@ -111,20 +112,45 @@ def show_drops(console: Console, totals: dict) -> None:
         console.print(f"... and {len(totals['dropped']) - _SHOWN_DROPS} more, in farm.json")
 
 
+@tokenize.command()
+@click.argument("farm")
+@click.argument("overrides", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The manifest to write.")
+def pool(farm: str, overrides: tuple[str, ...], out: Path) -> None:
+    """Write the recordings that FARM mixes its clips with as a manifest of their own, so that workers need not read the whole one.
+
+    Example: uniaudio tokenize pool full_corpus manifest=corpora/manifest.jsonl --out corpora/pool.jsonl
+    """
+    from uniaudio.tokenize_farm.simulate.simulator import pool_rows
+
+    rows = pool_rows(load_config(FarmConfig, farm, folder="farms", overrides=overrides))
+    write_manifest(out, [row.model_copy(update={"split": split}) for row, split in rows])
+    click.echo(f"{out}: {len(rows)} recordings; use it with simulate.pool={out}")
+
+
 @tokenize.command("fit-semantic")
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File of centres to write (safetensors).")
 @click.option("--units", default=500, show_default=True, type=click.IntRange(2, 65_536))
 @click.option("--frames-per-clip", default=200, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
-def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, seed: int) -> None:
-    """Fit the centres of the embedded semantic units on the speech of MANIFEST.
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="More than one: on Ray. The result is the same.")
+@click.option("--ray-address", help="A running Ray cluster; every node must see recordings and --out.")
+def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, seed: int, workers: int, ray_address: str | None) -> None:
+    """Fit the centres of the embedded semantic units on the speech of MANIFEST. Killed and run again, it goes on.
 
     Example: uniaudio tokenize fit-semantic work/demo/manifest.jsonl --out my_units.safetensors
     """
     from uniaudio.tokenize_farm.tokenizers.fit_semantic import fit_semantic as fit
 
-    result = fit(read_manifest(manifest), out, units=units, frames_per_clip=frames_per_clip, seed=seed)
+    run_fit = partial(fit, read_manifest(manifest), out, units=units, frames_per_clip=frames_per_clip, seed=seed)
+    if workers == 1 and ray_address is None:
+        result = run_fit()
+    else:
+        from uniaudio.tokenize_farm.ray_map import ray_map  # ray: only where it is asked for
+
+        with ray_map(workers, ray_address) as mapper:
+            result = run_fit(mapper=mapper)
     click.echo(f"{out}: {units} units from {result.frames} frames, explained variance {result.explained_variance:.4f}")
 
 

@@ -136,7 +136,7 @@ def _connect(config: FarmConfig, jobs: int) -> int:
     workers = max(1, min(jobs, config.workers or int(cores / config.cpus_per_worker)))
     if config.dashboard:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # its pages ask for the token of `ray get-auth-token`
-    _start_ray(
+    start_ray(
         num_cpus=max(1, ceil(workers * config.cpus_per_worker) + staged),
         include_dashboard=config.dashboard,
         dashboard_host="127.0.0.1",
@@ -145,7 +145,7 @@ def _connect(config: FarmConfig, jobs: int) -> int:
     return cores
 
 
-def _start_ray(**options: Any) -> None:
+def start_ray(**options: Any) -> None:
     """Ray on this machine. It gives itself 30 s to come up, too few on a loaded machine: so it gets three times.
 
     Raises:

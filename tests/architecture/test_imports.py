@@ -29,7 +29,7 @@ ENGINES = {
     "deepspeed": ("pretrain/engine.py", "pretrain/parallel/"),
     "megatron": ("pretrain/engine.py", "pretrain/parallel/"),
     "mlflow": ("uniaudio/store.py",),
-    "ray": ("tokenize_farm/flow.py", "tokenize_farm/pool.py", "cluster/ray_jobs.py"),
+    "ray": ("tokenize_farm/flow.py", "tokenize_farm/pool.py", "tokenize_farm/ray_map.py", "cluster/ray_jobs.py"),
     "triton": ("kernels/",),
     "obstore": ("tokenize_farm/storage.py", "pretrain/data/"),
 }

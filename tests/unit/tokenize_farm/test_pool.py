@@ -28,7 +28,7 @@ def test_a_ray_that_comes_up_late_is_started_again_and_given_up_at_last(monkeypa
 
     monkeypatch.setattr(pool.ray, "init", late)
     with pytest.raises(UserError, match=r"Ray did not start on this machine.*3 tries"):
-        pool._start_ray(num_cpus=1)
+        pool.start_ray(num_cpus=1)
     assert len(tries) == 3
 
 
@@ -38,7 +38,7 @@ def test_another_fault_of_rays_start_passes_through(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pool.ray, "init", broken)
     with pytest.raises(RuntimeError, match="no such option"):
-        pool._start_ray()
+        pool.start_ray()
 
 
 def test_no_cluster_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

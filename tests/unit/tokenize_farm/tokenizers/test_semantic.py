@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.cli import tokenize
 from uniaudio.tokenize_farm.manifest import ManifestRow
-from uniaudio.tokenize_farm.tokenizers.fit_semantic import fit_centroids
+from uniaudio.tokenize_farm.tokenizers import fit_semantic
 from uniaudio.tokenize_farm.tokenizers.protocol import Clip, num_frames
 from uniaudio.tokenize_farm.tokenizers.semantic import NUM_UNITS, SemanticTokenizer, features
 
@@ -46,16 +46,28 @@ def test_loudness_changes_little() -> None:
     assert np.mean(encode(samples) == encode(0.5 * samples)) > 0.9
 
 
-def test_k_means_finds_separate_clusters() -> None:
+def test_k_means_finds_separate_clusters(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     centres = rng.uniform(-50, 50, (8, 3))
     points = (centres[rng.integers(0, 8, 2_000)] + rng.standard_normal((2_000, 3))).astype(np.float32)
-    found = min((fit_centroids(points, 8, seed=seed) for seed in range(5)), key=lambda c: _spread(points, c))
+    parts, sizes = [tmp_path / f"{i}.npy" for i in range(3)], [500, 900, 600]
+    for part, piece in zip(parts, np.split(points, np.cumsum(sizes)[:-1])):
+        np.save(part, piece)
+    fits = []
+    for seed in range(5):
+        (tmp_path / str(seed)).mkdir()
+        work, scale = tmp_path / str(seed), np.ones(3, np.float32)
+        fits.append(fit_semantic._lloyd(work, parts, sizes, scale, units=8, seed=seed, mapper=map))
+    found, distance = min(fits, key=lambda fit: fit[1])
     assert all(np.linalg.norm(found - centre, axis=1).min() < 0.5 for centre in centres)
+    nearest = np.square(points[:, None] - found[None]).sum(axis=2).min(axis=1)
+    assert distance == pytest.approx(nearest.sum(), rel=1e-3)
 
 
-def _spread(points: np.ndarray, centroids: np.ndarray) -> float:
-    return float(np.linalg.norm(points[:, None] - centroids[None], axis=2).min(axis=1).sum())
+def test_a_centre_without_points_moves_to_the_farthest_point(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[0.0], [0.1], [9.0]], np.float32))
+    sums = fit_semantic.sum_part(np.ones(1, np.float32), np.array([[0.0], [100.0]], np.float32), (4, tmp_path / "a.npy"))
+    assert sums.counts.tolist() == [3, 0] and sums.farthest[0][1:] == (4, 2)
 
 
 def test_fit_command_writes_centres_that_the_tokenizer_takes(tmp_path: Path) -> None:
@@ -73,6 +85,51 @@ def test_fit_command_writes_centres_that_the_tokenizer_takes(tmp_path: Path) -> 
     assert files[0] == files[1]
     units = encode(noise(4.0), {"centroids": str(tmp_path / "a.safetensors")})
     assert units.max() < 20 and len(np.unique(units)) > 5
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors*")) == ["a.safetensors", "b.safetensors"], "parts are gone"
+
+
+def speech(tmp_path: Path) -> list[ManifestRow]:
+    for i in range(5):
+        soundfile.write(tmp_path / f"{i}.wav", noise(3.0, i), 16_000)
+    return [ManifestRow(id=str(i), audio_filepath=str(tmp_path / f"{i}.wav")) for i in range(5)]
+
+
+def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_semantic, "PART_ROWS", 2)
+    rows = speech(tmp_path)
+    fit_semantic.fit_semantic(rows, tmp_path / "whole", units=12)
+    for calls_left in (1, 2, 5, 20):  # in the features of a part, and in an iteration
+
+        class Killed(Exception):
+            pass
+
+        def dying(function, jobs, left=[calls_left]):  # noqa: B006 - counts over calls
+            for job in jobs:
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                yield function(job)
+
+        with pytest.raises(Killed):
+            fit_semantic.fit_semantic(rows, tmp_path / "killed", units=12, mapper=dying)
+        fit_semantic.fit_semantic(rows, tmp_path / "killed", units=12)
+        assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+        (tmp_path / "killed").unlink()
+    (tmp_path / "other.parts").mkdir()
+    (tmp_path / "other.parts/fit").write_text("of other rows")
+    with pytest.raises(UserError, match="another fit was begun here.*other.parts"):
+        fit_semantic.fit_semantic(rows, tmp_path / "other", units=12)
+
+
+@pytest.mark.slow
+def test_a_fit_on_ray_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech(tmp_path)
+    lines = [json.dumps({"id": str(i), "audio_filepath": f"{i}.wav"}) for i in range(5)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    for name, workers in (("one", "1"), ("two", "2")):
+        command = ["fit-semantic", str(tmp_path / "manifest.jsonl"), "--out", str(tmp_path / name), "--units", "12", "--workers", workers]
+        assert CliRunner().invoke(tokenize, command, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_faults_of_a_file_of_centres_are_named(tmp_path: Path) -> None:
@@ -90,6 +147,8 @@ def test_faults_of_a_file_of_centres_are_named(tmp_path: Path) -> None:
         encode(noise(1.0), {"centroids": str(path)})
 
 
-def test_too_little_to_fit_on_is_refused() -> None:
+def test_too_little_to_fit_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few frames.*at least 5000"):
-        fit_centroids(np.zeros((100, 3), np.float32), 500)
+        fit_semantic.fit_semantic(speech(tmp_path), tmp_path / "out", units=500)
+    with pytest.raises(UserError, match="no speech to fit on"):
+        fit_semantic.fit_semantic([ManifestRow(id="a", audio_filepath="a", kind="music")], tmp_path / "out", units=5)
