@@ -18,7 +18,7 @@ from uniaudio.errors import MissingDependency, UserError
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _RETRY: Any = {
-    "max_retries": 12,
+    "max_retries": 20,
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
 }
