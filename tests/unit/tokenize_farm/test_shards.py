@@ -11,6 +11,7 @@ import pytest
 import webdataset
 
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm import shard_writer
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards, read_index
 from uniaudio.tokenize_farm.schema import INDEX_COLUMNS, TokenizedClip
 from uniaudio.tokenize_farm.shard_reader import ShardReader
@@ -43,6 +44,30 @@ def test_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
     for one, other in ((first.tar, second.tar), (first.index, second.index), (first.sidecar, second.sidecar)):
         assert one.read_bytes() == other.read_bytes()
     assert write(tmp_path / "c", clips[::-1]).read_sidecar()["tar_sha256"] != first.read_sidecar()["tar_sha256"]
+
+
+def test_the_tar_is_the_one_that_the_standard_library_writes(tmp_path: Path) -> None:
+    sizes = [0, 1, 511, 512, 513, 100_000]
+    names = ["a.json", "b" * 95 + ".json", "c" * 96 + ".json", "d" * 200 + ".audio.npy", "e.x", "f.y"]
+    layout = shard_writer._TarLayout(tmp_path / "ours.tar")
+    begins = [layout.add(name, b"x" * size) for name, size in zip(names, sizes)]
+    sha256 = layout.close()
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.PAX_FORMAT) as theirs:
+        for name, size in zip(names, sizes):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.mode = size, 0, 0o444
+            theirs.addfile(member, io.BytesIO(b"x" * size))
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    assert sha256 == shard_writer.sha256_of(tmp_path / "ours.tar") and layout.bytes == (tmp_path / "ours.tar").stat().st_size
+    with tarfile.open(tmp_path / "ours.tar") as ours:
+        assert [member.offset_data for member in ours] == begins
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 8), np.uint16), np.ones(5, np.float16)[::2], np.zeros((2, 4), np.uint16).T])
+def test_an_array_is_a_npy_file_that_numpy_reads(array: np.ndarray) -> None:
+    data, header = shard_writer.npy_bytes(array)
+    np.testing.assert_array_equal(np.load(io.BytesIO(data), allow_pickle=False), array)
+    assert len(data) - header == array.nbytes
 
 
 def test_reader_returns_every_array_and_meta(tmp_path: Path) -> None:
