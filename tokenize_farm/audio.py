@@ -1,12 +1,13 @@
 """Reading and writing recordings: any format, rate and channels in, float32 mono at one rate out.
 
-Owns decoding (libsndfile: wav, flac, ogg, opus, mp3; G.722), mixing to mono, resampling and the list of reasons to refuse a file.
-Knows nothing of manifests or models. At its border: samples (S,) float32 in about [-1, 1].
+Owns decoding (libsndfile: wav, flac, ogg, opus, mp3; G.722; ffmpeg.py: m4a and webm), mixing to mono, resampling and the list of reasons
+to refuse a file. Knows nothing of manifests or models. At its border: samples (S,) float32 in about [-1, 1].
 
 Files are read by blocks, so memory is bounded by what is asked for (MAX_SECONDS at most), never by what a header claims.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -22,6 +23,8 @@ SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.02  # one codec frame
 MAX_SECONDS = 1_800.0
 RATES = (1_000, 768_000)
+FFMPEG_SUFFIXES = (".m4a", ".m4b", ".mp4", ".aac", ".mka", ".webm")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".g722", ".aiff", ".au", *FFMPEG_SUFFIXES)
 REASONS = (
     *("missing", "empty", "not_audio", "truncated", "nan", "too_short", "too_long", "silent"),  # of the recording
     *("noisy", "poor", "language", "no_speech"),  # of the farm's filters
@@ -31,6 +34,17 @@ REASONS = (
 _BLOCK_VALUES = 1 << 18  # samples x channels decoded at once
 _SILENCE = 1 / 32_768  # one step of 16-bit PCM
 _END_TOLERANCE = 0.05  # seconds by which a manifest's rounded duration may pass the end of the file
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The part of a recording that is asked for; seconds."""
+
+    offset: float
+    duration: float | None
+    channel: int | None
+    sample_rate: int
+    max_seconds: float
 
 
 class BadAudio(Exception):
@@ -52,13 +66,14 @@ def load_audio(
     *,
     offset: float = 0.0,
     duration: float | None = None,
+    channel: int | None = None,
     sample_rate: int = SAMPLE_RATE,
     max_seconds: float = MAX_SECONDS,
 ) -> np.ndarray:
     """Seconds `offset` to `offset + duration` (None: to the end) of a recording, as float32 (S,) mono at `sample_rate`.
 
-    Channels are averaged; resampling is soxr HQ. Raises BadAudio for a file or a part of it that cannot be used, ValueError for a
-    negative offset or a duration that is not positive.
+    Channels are averaged unless `channel` names one; resampling is soxr HQ. Raises BadAudio for a file or a part of it that cannot be
+    used, ValueError for a negative offset or a duration that is not positive.
     """
     path = Path(path)
     if not (isfinite(offset) and offset >= 0) or (duration is not None and not (isfinite(duration) and duration > 0)):
@@ -66,8 +81,8 @@ def load_audio(
     if duration is not None and duration > max_seconds:
         raise BadAudio("too_long", f"{duration:g} s asked of {path}; at most {max_seconds:g} s")
     _check_readable(path)
-    read = _read_g722 if path.suffix.lower() == ".g722" else _read_soundfile
-    samples = read(path, offset, duration, sample_rate, max_seconds)
+    wanted = Wanted(offset, duration, channel, sample_rate, max_seconds)
+    samples = _resample(*_reader(path)(path, wanted), sample_rate)
     if not np.isfinite(samples).all():
         raise BadAudio("nan", f"{path} holds NaN or infinite samples")
     if len(samples) < MIN_SECONDS * sample_rate:
@@ -103,8 +118,13 @@ def audio_seconds(path: str | Path) -> float:
     """Length of a whole recording in seconds, from its header (G.722: from its size). Raises BadAudio where it cannot be told."""
     path = Path(path)
     _check_readable(path)
-    if path.suffix.lower() == ".g722":
+    reader = _reader(path)
+    if reader is _read_g722:
         return path.stat().st_size * 2 / SAMPLE_RATE
+    if reader is not _read_soundfile:
+        from uniaudio.tokenize_farm.ffmpeg import ffmpeg_seconds
+
+        return ffmpeg_seconds(path)
     with _open(path) as file:
         return file.frames / file.samplerate
 
@@ -135,42 +155,72 @@ def _open(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def _read_soundfile(path: Path, offset: float, duration: float | None, sample_rate: int, max_seconds: float) -> np.ndarray:
-    with _open(path) as file:
+def _reader(path: Path) -> Callable[[Path, Wanted], tuple[Iterator[np.ndarray], int]]:
+    """What reads this file: each gives mono blocks and their rate."""
+    suffix = path.suffix.lower()
+    if suffix == ".g722":
+        return _read_g722
+    with path.open("rb") as handle:
+        is_mp4 = handle.read(12)[4:8] == b"ftyp"
+    if is_mp4 or suffix in FFMPEG_SUFFIXES:
+        from uniaudio.tokenize_farm.ffmpeg import read_ffmpeg
+
+        return read_ffmpeg
+    return _read_soundfile
+
+
+def _read_soundfile(path: Path, wanted: Wanted) -> tuple[Iterator[np.ndarray], int]:
+    file = _open(path)
+    try:
         missing = cut_off(path)
         if missing:
             raise BadAudio("truncated", f"{path}: {missing}")
         if file.frames == 0:
             raise BadAudio("empty", f"{path} has no samples")
-        start, count = _window(path, file.frames, file.samplerate, offset, duration, max_seconds)
-        return _resample(_blocks(file, path, start, count), file.samplerate, sample_rate)
+        start, count = window(path, file.frames, file.samplerate, wanted)
+    except BadAudio:
+        file.close()
+        raise
+    return _blocks(file, path, start, count, wanted.channel), file.samplerate
 
 
-def _window(path: Path, frames: int, rate: int, offset: float, duration: float | None, max_seconds: float) -> tuple[int, int]:
+def window(path: Path, frames: int, rate: int, wanted: Wanted) -> tuple[int, int]:
     """First frame and number of frames to read; BadAudio where the file ends before."""
-    start = round(offset * rate)
-    wanted = frames - start if duration is None else round(duration * rate)
-    if start >= frames or start + wanted > frames + _END_TOLERANCE * rate:
-        raise BadAudio("truncated", f"{path} ends at {frames / rate:.3f} s; asked for {offset:g} s to {offset + (duration or 0):g} s")
-    count = min(wanted, frames - start)
-    if count > max_seconds * rate:
-        raise BadAudio("too_long", f"{path}: {count / rate:.0f} s; at most {max_seconds:g} s (give the row an offset and a duration)")
+    start = round(wanted.offset * rate)
+    length = frames - start if wanted.duration is None else round(wanted.duration * rate)
+    if start >= frames or start + length > frames + _END_TOLERANCE * rate:
+        asked = f"{wanted.offset:g} s to {wanted.offset + (wanted.duration or 0):g} s"
+        raise BadAudio("truncated", f"{path} ends at {frames / rate:.3f} s; asked for {asked}")
+    count = min(length, frames - start)
+    if count > wanted.max_seconds * rate:
+        remedy = "give the row an offset and a duration"
+        raise BadAudio("too_long", f"{path}: {count / rate:.0f} s; at most {wanted.max_seconds:g} s ({remedy})")
     return start, count
 
 
-def _blocks(file: soundfile.SoundFile, path: Path, start: int, count: int) -> Iterator[np.ndarray]:
-    """Mono blocks of `count` frames from `start`; BadAudio where the decoder stops before."""
-    try:
-        if start:
-            file.seek(start)
-        while count:
-            block = file.read(min(count, max(1, _BLOCK_VALUES // file.channels)), dtype="float32", always_2d=True)
-            if len(block) == 0:
-                raise BadAudio("truncated", f"{path}: its last {count} samples cannot be read")
-            count -= len(block)
-            yield block.mean(axis=1, dtype=np.float32)
-    except soundfile.LibsndfileError as error:
-        raise BadAudio("truncated", f"{path}: {error.error_string}") from error
+def to_mono(block_SC: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
+    """(S, channels) -> (S,) float32: one channel, or their mean."""
+    if channel is None:
+        return block_SC.mean(axis=1, dtype=np.float32)
+    if channel >= block_SC.shape[1]:
+        raise BadAudio("missing", f"{path} has {block_SC.shape[1]} channels; asked for number {channel} (from 0)")
+    return block_SC[:, channel]
+
+
+def _blocks(file: soundfile.SoundFile, path: Path, start: int, count: int, channel: int | None) -> Iterator[np.ndarray]:
+    """Mono blocks of `count` frames from `start`; BadAudio where the decoder stops before. Closes the file."""
+    with file:
+        try:
+            if start:
+                file.seek(start)
+            while count:
+                block = file.read(min(count, max(1, _BLOCK_VALUES // file.channels)), dtype="float32", always_2d=True)
+                if len(block) == 0:
+                    raise BadAudio("truncated", f"{path}: its last {count} samples cannot be read")
+                count -= len(block)
+                yield to_mono(block, channel, path)
+        except soundfile.LibsndfileError as error:
+            raise BadAudio("truncated", f"{path}: {error.error_string}") from error
 
 
 def _resample(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> np.ndarray:
@@ -182,13 +232,13 @@ def _resample(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> np.n
     return np.concatenate(parts)
 
 
-def _read_g722(path: Path, offset: float, duration: float | None, sample_rate: int, max_seconds: float) -> np.ndarray:
+def _read_g722(path: Path, wanted: Wanted) -> tuple[Iterator[np.ndarray], int]:
     """64 kbit/s G.722, two samples a byte at 16 kHz. Its state runs from the start, so what lies before `offset` is decoded and let go."""
     try:
         from G722 import G722
     except ModuleNotFoundError as error:
         raise MissingDependency("G722", needed_for="reading .g722 files", extra="farm") from error
-    start, count = _window(path, path.stat().st_size * 2, SAMPLE_RATE, offset, duration, max_seconds)
+    start, count = window(path, path.stat().st_size * 2, SAMPLE_RATE, wanted)
 
     def blocks() -> Iterator[np.ndarray]:
         decoder = G722(SAMPLE_RATE, 64_000)
@@ -201,4 +251,4 @@ def _read_g722(path: Path, offset: float, duration: float | None, sample_rate: i
                 yield block[max(0, start - position) : start + count - position]
                 position += len(block)
 
-    return _resample(blocks(), SAMPLE_RATE, sample_rate)
+    return blocks(), SAMPLE_RATE

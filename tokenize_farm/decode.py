@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.tokenize_farm.audio import SAMPLE_RATE, BadAudio, audio_seconds, load_audio
+from uniaudio.tokenize_farm.audio import MAX_SECONDS, SAMPLE_RATE, BadAudio, audio_seconds, load_audio
 from uniaudio.tokenize_farm.clock import Clock
 from uniaudio.tokenize_farm.cut import cut_at_pauses
 from uniaudio.tokenize_farm.fetch import local_copy
@@ -88,14 +88,18 @@ class Decoder:
 
     def _load(self, row: ManifestRow, path: Path) -> np.ndarray:
         # A longer clip than the filter lets pass is not decoded beyond it; one second more tells "too long" from "just fits".
-        samples = load_audio(path, offset=row.offset, duration=row.duration, max_seconds=self._config.filters.max_seconds + 1)
+        samples = self._read(row, path, row.offset, row.duration, self._config.filters.max_seconds + 1)
         check_clip(samples, self._config.filters, kind=row.kind)
         return samples
+
+    @staticmethod
+    def _read(row: ManifestRow, path: Path, offset: float, duration: float | None, max_seconds: float) -> np.ndarray:
+        return load_audio(path, offset=offset, duration=duration, channel=row.channel, max_seconds=max_seconds)
 
     def _pieces(self, row: ManifestRow, path: Path, seconds: float, clock: Clock) -> Iterator[Clip]:
         def read(offset: float, duration: float) -> np.ndarray:
             try:
-                return load_audio(path, offset=row.offset + offset, duration=duration)
+                return self._read(row, path, row.offset + offset, duration, MAX_SECONDS)
             except BadAudio as error:
                 if error.reason != "silent":
                     raise

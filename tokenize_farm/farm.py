@@ -18,6 +18,7 @@ from uniaudio.tokenize_farm.parts import Part
 from uniaudio.tokenize_farm.schedule import Schedule
 from uniaudio.tokenize_farm.schema import shard_name
 from uniaudio.tokenize_farm.simulate.simulator import Simulator
+from uniaudio.tokenize_farm.sources import open_source
 from uniaudio.tokenize_farm.summary import Totals, Work, read_farm_file, total, write_farm_file
 from uniaudio.tokenize_farm.tracking import Tracker
 from uniaudio.tokenize_farm.units import Plan
@@ -43,7 +44,8 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: "Progress |
     """
     versions = tokenizer_versions(make_tokenizers(config)) | Simulator(config).versions()
     output, part = open_output(config.output_dir), Part.of(config)
-    plan = Plan(config.manifest, config, versions)
+    with open_source(config.manifest) as source:
+        plan = Plan(source.path, config, versions, root=source.root)
     with closing(plan), output.only_driver(part):
         totals = Totals()
         todo = part.own(_missing_units(plan, output, totals, part, replace=replace))

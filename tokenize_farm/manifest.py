@@ -25,8 +25,9 @@ _TEXT_KEYS = frozenset((*_OPTIONAL_TEXT, "id", "audio_filepath"))
 class ManifestRow(BaseModel):
     """One clip: seconds `offset` to `offset + duration` of a file (duration None: to its end).
 
-    kind: what was recorded. text: the words spoken or sung. caption: a description of a sound or of music. split: `train` or `valid`;
-    None leaves it to the farm. Keys this class does not know are kept in `custom`. A row without `id` gets one from its path and offset.
+    channel: of a file with several, the one to read (None: their mean). kind: what was recorded. text: the words spoken or sung. caption:
+    a description of a sound or of music. split: `train` or `valid`; None leaves it to the farm. Keys this class does not know are kept in
+    `custom`. A row without `id` gets one from its path and offset.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,6 +36,7 @@ class ManifestRow(BaseModel):
     audio_filepath: str = Field(min_length=1)
     duration: float | None = Field(default=None, gt=0)
     offset: float = Field(default=0.0, ge=0)
+    channel: int | None = Field(default=None, ge=0)
     kind: Literal["speech", "sound", "music", "singing"] = "speech"
     text: str | None = None
     speaker: str | None = None
@@ -127,6 +129,9 @@ def is_plain(data: dict[str, Any]) -> bool:
                 return False
         elif key in ("duration", "offset"):
             if type(value) not in (int, float) or not (value > 0 or (key == "offset" and value == 0)) or value == inf:
+                return False
+        elif key == "channel":
+            if type(value) is not int or value < 0:
                 return False
         elif key == "kind":
             if value not in KINDS:

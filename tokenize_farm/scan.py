@@ -47,21 +47,24 @@ class RowColumns:
         return len(self.offsets)
 
 
-def scan_manifest(path: str | Path, *, seed: int, processes: int | None = None) -> RowColumns:
-    """The columns of every row; `seed` goes into `groups`.
+def scan_manifest(path: str | Path, *, seed: int, root: Path | None = None, processes: int | None = None) -> RowColumns:
+    """The columns of every row; `seed` goes into `groups`. Paths are relative to `root` (the manifest's folder).
 
     Raises:
         UserError: an unreadable file, or the first bad line (file, line number, key, remedy).
     """
     path = Path(path)
+    root = root or path.absolute().parent
     try:
         size = path.stat().st_size
         if size < _PARALLEL_BYTES:
-            return _as_columns([_scan_range(path, 0, size, seed)])
+            return _as_columns([_scan_range(path, 0, size, seed, root)])
         processes = processes or len(os.sched_getaffinity(0))
         bounds = [size * i // (4 * processes) for i in range(4 * processes + 1)]
+        ranges = len(bounds) - 1
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
-            return _as_columns(list(pool.map(_scan_range, [path] * (len(bounds) - 1), bounds[:-1], bounds[1:], [seed] * (len(bounds) - 1))))
+            parts = pool.map(_scan_range, [path] * ranges, bounds[:-1], bounds[1:], [seed] * ranges, [root] * ranges)
+            return _as_columns(list(parts))
     except OSError as error:
         raise UserError(
             f"the manifest {path} cannot be read",
@@ -79,11 +82,10 @@ def _as_columns(parts: list[dict[str, bytes]]) -> RowColumns:
     return RowColumns(**columns)
 
 
-def _scan_range(path: Path, begin: int, end: int, seed: int) -> dict[str, bytes]:
+def _scan_range(path: Path, begin: int, end: int, seed: int, root: Path) -> dict[str, bytes]:
     """Columns (as bytes) of the lines that begin in [begin, end)."""
     columns = {name: array(kind) for name, kind in _TYPES.items()}
-    folder = path.absolute().parent
-    prefix = f'"{folder}/'.encode()
+    prefix = f'"{root}/'.encode()
     with path.open("rb") as handle:
         handle.seek(max(0, begin - 1))
         if begin:
@@ -93,10 +95,10 @@ def _scan_range(path: Path, begin: int, end: int, seed: int) -> dict[str, bytes]
             number += 1
             if not line.isspace():
                 try:
-                    data = _checked(line, folder)
+                    data = _checked(line, root)
                     group, kind, split, key = _describe(data, seed)
                 except UserError:
-                    _raise_with_place(path, position, line, folder)
+                    _raise_with_place(path, position, line, root)
                 columns["offsets"].append(position)
                 columns["lengths"].append(len(line))
                 # A path below the manifest's folder counts relative to it, so that a moved corpus is the same corpus.

@@ -23,7 +23,7 @@ from uniaudio.tokenize_farm.schema import SCHEMA_VERSION, SPLITS, shard_name, va
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The rows of one shard, as lines of `manifest`.
+    """The rows of one shard, as lines of a manifest; paths in them are relative to `root`.
 
     fingerprint: 16 hex digits over all that decides the shard's bytes, except the recordings themselves. poison: places in `rows` of what
     killed every worker that touched it.
@@ -32,14 +32,13 @@ class WorkUnit:
     split: str
     number: int
     fingerprint: str
-    manifest: str
+    root: str
     lines: tuple[bytes, ...]
     poison: tuple[int, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """The manifest's."""
-        return Path(self.manifest).absolute().parent
+        return Path(self.root)
 
     @property
     def name(self) -> str:
@@ -47,7 +46,7 @@ class WorkUnit:
 
     @cached_property
     def rows(self) -> tuple[ManifestRow, ...]:
-        return tuple(parse_row(f"{self.manifest}, unit {self.name}", line, self.folder) for line in self.lines)
+        return tuple(parse_row(f"unit {self.name}", line, self.folder) for line in self.lines)
 
     def __getstate__(self) -> dict[str, object]:
         """Travels without the parsed rows."""
@@ -63,22 +62,25 @@ class Plan:
     """All units of a farm, train first, rows in the manifest's order; unit i is made by `plan[i]`.
 
     Args:
-        manifest: JSON lines; `config.manifest`, or what another source was written to.
+        manifest: JSON lines; `config.manifest`, or what another source was written to. The file may be removed once the plan stands.
+        root: what paths in it are relative to; its folder unless given.
         tokenizers: view -> `name/version`, part of the fingerprint.
 
     Raises:
         UserError: a bad line, no rows, two rows with one key.
     """
 
-    def __init__(self, manifest: str | Path, config: FarmConfig, tokenizers: Mapping[str, str]) -> None:
-        self.manifest = str(manifest)
-        columns = scan_manifest(manifest, seed=config.seed)
+    def __init__(self, manifest: str | Path, config: FarmConfig, tokenizers: Mapping[str, str], *, root: Path | None = None) -> None:
+        self.root = root or Path(manifest).absolute().parent
+        columns = scan_manifest(manifest, seed=config.seed, root=self.root)
         if not len(columns):
-            raise UserError("the manifest has no rows", seen=manifest, remedy="make one: uniaudio corpus manifest DIR --out manifest.jsonl")
+            raise UserError(
+                "the manifest has no rows", seen=config.manifest, remedy="make one: uniaudio corpus manifest DIR --out manifest.jsonl"
+            )
         self.rows = len(columns)
         self._per_unit = config.clips_per_unit
         self._offsets, self._lengths, self._digests = columns.offsets, columns.lengths, columns.digests
-        self._handle = os.open(self.manifest, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
         if twice := first_duplicate(columns.keys):
             first, second = (clip_key(self._row(row)) for row in twice)
             raise UserError("two manifest rows have one key", seen=f"{first}, {second}", remedy="give every row an id of its own")
@@ -99,7 +101,7 @@ class Plan:
             raise IndexError(unit)
         split, number = self.place(unit)
         lines = tuple(self._line(int(row)) for row in self._rows(unit))
-        return WorkUnit(split, number, self.fingerprint(unit), self.manifest, lines)
+        return WorkUnit(split, number, self.fingerprint(unit), str(self.root), lines)
 
     def place(self, unit: int) -> tuple[str, int]:
         """Split and number of a unit."""
@@ -134,7 +136,7 @@ class Plan:
         return os.pread(self._handle, int(self._lengths[row]), int(self._offsets[row]))
 
     def _row(self, row: int) -> ManifestRow:
-        return parse_row(self.manifest, self._line(row), Path(self.manifest).absolute().parent)
+        return parse_row("", self._line(row), self.root)
 
 
 def _settings(config: FarmConfig, tokenizers: Mapping[str, str]) -> dict[str, object]:

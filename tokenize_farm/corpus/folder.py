@@ -5,13 +5,17 @@ in no folder of their own are taken for one speaker's, named after the whole fol
 (speech, singing) or the description (sound, music; otherwise made from the file's name).
 """
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.audio import SUFFIXES
 from uniaudio.tokenize_farm.corpus.build import Corpus
 from uniaudio.tokenize_farm.corpus.captions import readable
 from uniaudio.tokenize_farm.corpus.source import AUDIO_SUFFIXES, MAX_ROW_SECONDS, Recording, audio_files, manifest_rows
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT
+from uniaudio.tokenize_farm.manifest import make_id
 from uniaudio.tokenize_farm.schema import KINDS
 
 
@@ -38,6 +42,26 @@ def folder_corpus(
     if not rows:
         raise UserError("no readable audio below the folder", seen=folder, allowed=", ".join(AUDIO_SUFFIXES), remedy="check the folder")
     return corpus
+
+
+def folder_rows(folder: Path) -> Iterator[dict[str, object]]:
+    """Rows of every audio file below `folder`, in a fixed order, one folder at a time; no file is opened (`folder_corpus` opens all).
+
+    Links are not followed. Raises UserError where there is no audio file.
+    """
+    empty = True
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() in SUFFIXES and not path.is_symlink():
+                empty = False
+                made = _recording(folder, path, "speech", None, "not stated")
+                known = {"kind": made.kind, "text": made.text, "speaker": made.speaker, "caption": made.caption}
+                row = {"id": make_id(made.name), "audio_filepath": str(path)}
+                yield row | {key: value for key, value in known.items() if value}
+    if empty:
+        raise UserError("no audio below the folder", seen=folder, allowed=", ".join(SUFFIXES), remedy="check the folder")
 
 
 def _recording(folder: Path, path: Path, kind: str, language: str | None, licence: str) -> Recording:
