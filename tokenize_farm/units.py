@@ -74,9 +74,7 @@ class Plan:
         self.root = root or Path(manifest).absolute().parent
         columns = scan_manifest(manifest, seed=config.seed, root=self.root)
         if not len(columns):
-            raise UserError(
-                "the manifest has no rows", seen=config.manifest, remedy="make one: uniaudio corpus manifest DIR --out manifest.jsonl"
-            )
+            raise UserError("the manifest has no rows", seen=config.manifest, remedy="make one: uniaudio corpus manifest DIR --out m.jsonl")
         self.rows = len(columns)
         self._per_unit = config.clips_per_unit
         self._offsets, self._lengths, self._digests = columns.offsets, columns.lengths, columns.digests
