@@ -37,7 +37,7 @@ def _clips(archive: tarfile.TarFile, tar: Path) -> Iterator[Row]:
     """Members of a clip lie next to each other: one clip is held at a time."""
     key, held = None, Row()
     for member in archive:
-        archive.members.clear()  # tarfile keeps every header otherwise
+        cast(Any, archive).members.clear()  # tarfile keeps every header otherwise
         if not member.isreg():
             continue
         folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name

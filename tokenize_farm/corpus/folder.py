@@ -58,7 +58,7 @@ def folder_rows(folder: Path) -> Iterator[dict[str, object]]:
                 empty = False
                 made = _recording(folder, path, "speech", None, "not stated")
                 known = {"kind": made.kind, "text": made.text, "speaker": made.speaker, "caption": made.caption}
-                row = {"id": make_id(made.name), "audio_filepath": str(path)}
+                row: dict[str, object] = {"id": make_id(made.name), "audio_filepath": str(path)}
                 yield row | {key: value for key, value in known.items() if value}
     if empty:
         raise UserError("no audio below the folder", seen=folder, allowed=", ".join(SUFFIXES), remedy="check the folder")
