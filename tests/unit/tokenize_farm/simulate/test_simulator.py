@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
+from uniaudio.cli import cli
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import validate
 from uniaudio.configs.simulate import RoomConfig
@@ -181,6 +183,21 @@ def test_the_pool_is_bounded_and_independent_of_order() -> None:
     chosen = choose_rows(rows, 7)
     assert len(chosen) == 14 and choose_rows(rows[::-1], 7) == chosen
     assert {row.kind for row, _ in chosen} == {"speech", "sound"}
+
+
+def test_a_pool_of_its_own_serves_like_the_whole_manifest(manifest: Path, tmp_path: Path) -> None:
+    views = {"audio.noisy": VIEWS["audio.noisy"], "audio.mixture": VIEWS["audio.mixture"]}
+    config = farm(manifest, views=views)
+    (tmp_path / "farm.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    out = tmp_path / "pool.jsonl"
+    result = CliRunner().invoke(cli, ["tokenize", "pool", str(tmp_path / "farm.yaml"), "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0 and f"10 recordings; use it with simulate.pool={out}" in result.output
+    alone = Simulator(farm(manifest, views=views, pool=str(out)))
+    for name in ("s0", "n1"):
+        one, two = (simulator.variants(clip_of(manifest, name), "train") for simulator in (Simulator(config), alone))
+        assert list(one) == list(two)
+        for view in one:
+            np.testing.assert_array_equal(one[view].samples, two[view].samples)
 
 
 def test_draws_are_stable_over_releases() -> None:
