@@ -18,6 +18,7 @@ class CodecModelConfig(Section):
     fine_width: int = Field(384, ge=8)
     kernel_size: int = Field(7, ge=1, description="width of each block's convolution over time; odd")
     expansion: int = Field(3, ge=1, description="width of each block's perceptron, in widths of the block")
+    causal: bool = Field(False, description="blocks look back only: codes and samples follow within two frames, for streams")
     encoder_fine_layers: int = Field(3, ge=0)
     encoder_layers: int = Field(3, ge=1)
     decoder_layers: int = Field(4, ge=1)

@@ -62,9 +62,18 @@ class Codebook(nn.Module):
 class ResidualQuantizer(nn.Module):
     """Q codebooks, each on what the levels before it left over; any first n levels are a valid, coarser code."""
 
+    _vectors: Tensor
+    _directions: Tensor
+    _down: Tensor
+    _down_bias: Tensor
+    _projected: Tensor
+
     def __init__(self, width: int, num_codebooks: int, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(Codebook(width, codebook_size, codebook_dim) for _ in range(num_codebooks))
+        self._size = codebook_size
+        for name in ("_vectors", "_directions", "_down", "_down_bias", "_projected"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
 
     def forward(self, hidden_BTD: Tensor, num_levels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training: quantizes clip b with its first `num_levels_B[b]` levels.
@@ -86,6 +95,8 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, hidden_BTD: Tensor, num_codebooks: int) -> Tensor:
         """(B, T, D) -> codes (B, T, num_codebooks) int64."""
+        if self.frozen:
+            return self._encode_frozen(hidden_BTD, num_codebooks)
         residual, codes = hidden_BTD, []
         for level in self.levels[:num_codebooks]:
             codes.append(level.nearest(level.down(residual)))
@@ -94,7 +105,39 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes_BTQ: Tensor) -> Tensor:
         """Codes (B, T, n) of the first n levels -> (B, T, D)."""
-        return sum(level.lookup(codes) for level, codes in zip(self.levels, codes_BTQ.unbind(-1)))
+        if not self.frozen:
+            return sum(level.lookup(codes) for level, codes in zip(self.levels, codes_BTQ.unbind(-1)))
+        rows = codes_BTQ + torch.arange(codes_BTQ.shape[-1], device=codes_BTQ.device) * self._size
+        return F.embedding_bag(rows.flatten(0, 1), self._vectors, mode="sum").view(*codes_BTQ.shape[:2], -1)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` made the tables."""
+        return self._vectors.numel() > 0
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Makes tables of everything that depends on the weights alone: for use, after the last change of them.
+
+        Levels then work in their C dimensions: taking a code away from the residual is taking its projections away from those of the
+        levels that follow, so that the D-wide residual is read once.
+        """
+        vectors = [level.up(level.codes) for level in self.levels]  # (K, D) each
+        self._vectors = torch.cat(vectors)
+        self._directions = torch.stack([F.normalize(level.codes, dim=-1).t() for level in self.levels])  # (Q, C, K)
+        self._down = torch.cat([level.down.weight for level in self.levels])  # (Q * C, D)
+        self._down_bias = torch.cat([level.down.bias for level in self.levels])
+        self._projected = torch.stack([rows @ self._down.t() for rows in vectors])  # (Q, K, Q * C)
+
+    def _encode_frozen(self, hidden_BTD: Tensor, num_codebooks: int) -> Tensor:
+        dim, codes = self._directions.shape[1], []
+        points = F.linear(hidden_BTD, self._down[: num_codebooks * dim], self._down_bias[: num_codebooks * dim])
+        for index in range(num_codebooks):
+            codes.append((points[..., :dim] @ self._directions[index]).argmax(-1))
+            if index + 1 < num_codebooks:
+                taken = F.embedding(codes[-1], self._projected[index, :, (index + 1) * dim : num_codebooks * dim])
+                points = points[..., dim:] - taken
+        return torch.stack(codes, -1)
 
     @torch.no_grad()
     def initialize(self, hidden_BTD: Tensor) -> None:

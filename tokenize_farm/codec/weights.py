@@ -55,6 +55,7 @@ def load_codec(path: str | Path | None = None, *, device: str | torch.device = "
         codec.load_state_dict({name: value.float() for name, value in tensors.items()})
     except RuntimeError as error:
         raise UserError("weights do not fit their config", seen=file, remedy=str(error)) from error
+    codec.quantizer.freeze()
     return codec.requires_grad_(False).eval().to(device).compute_in(dtype)
 
 

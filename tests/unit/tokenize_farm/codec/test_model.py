@@ -20,9 +20,9 @@ TINY = CodecModelConfig(
 )
 
 
-def tiny(seed: int = 0) -> UniversalCodec:
+def tiny(seed: int = 0, *, causal: bool = False) -> UniversalCodec:
     torch.manual_seed(seed)
-    return UniversalCodec(TINY).eval()
+    return UniversalCodec(TINY.model_copy(update={"causal": causal})).eval()
 
 
 def noise(samples: int, seed: int = 0) -> torch.Tensor:
@@ -63,8 +63,9 @@ def test_any_first_levels_decode_and_are_a_prefix():
         assert bool(torch.isfinite(codec.decode(codes[..., :levels])).all())
 
 
-def test_a_long_clip_in_pieces_equals_the_whole(monkeypatch):
-    codec, clip = tiny(), noise(40_000)
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_long_clip_in_pieces_equals_the_whole(monkeypatch, causal):
+    codec, clip = tiny(causal=causal), noise(40_000)
     codes = codec.encode(clip)
     samples = codec.decode(codes)
     monkeypatch.setattr(codec_model, "CHUNK_FRAMES", 17)
@@ -72,14 +73,21 @@ def test_a_long_clip_in_pieces_equals_the_whole(monkeypatch):
     torch.testing.assert_close(codec.decode(codes), samples, atol=1e-5, rtol=1e-4)
 
 
-def test_reach_bounds_what_a_frame_depends_on():
-    codec = tiny()
+@pytest.mark.parametrize("causal", [False, True])
+def test_reach_bounds_what_a_frame_depends_on(causal):
+    codec = tiny(causal=causal)
+    before, after = codec.reach
     clip = noise(120 * 320).requires_grad_()
     hidden = codec.encoder(codec.spectral(clip), None)
     (grad,) = torch.autograd.grad(hidden[0, 60].square().sum(), clip)
     touched = torch.nonzero(grad[0]).flatten() // 320
-    assert 60 - codec.reach <= touched.min() and touched.max() <= 60 + codec.reach
-    assert touched.max() > 62
+    assert 60 - before <= touched.min() and touched.max() <= 60 + after
+    assert (after, int(touched.max())) == (1, 61) if causal else touched.max() > 62
+    codes = codec.encode(clip.detach())
+    changed = codes.clone()
+    changed[0, 60] = (codes[0, 60] + 1) % 32
+    heard = (codec.decode(codes) - codec.decode(changed)).abs().reshape(120, 320).amax(1).nonzero().flatten()
+    assert 60 - after <= heard.min() and heard.max() <= 60 + before
 
 
 def test_the_same_clip_gives_the_same_codes_twice():
@@ -117,11 +125,12 @@ def test_bad_input_is_one_clear_error(call, message):
         call(tiny())
 
 
-def test_depthwise_is_the_same_eager_and_compiled_form(monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_depthwise_is_the_same_eager_and_compiled_form(monkeypatch, causal):
     hidden, kernel = torch.randn(2, 9, 6), torch.randn(5, 6)
-    eager = depthwise(hidden, kernel)
+    eager = depthwise(hidden, kernel, causal)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(depthwise(hidden, kernel), eager)
+    torch.testing.assert_close(depthwise(hidden, kernel, causal), eager)
 
 
 def test_config_names_the_fault():

@@ -61,3 +61,14 @@ def test_initialized_codebooks_lie_on_the_data():
     points = model.levels[0].down(hidden).reshape(-1, 4)
     assert bool((model.levels[0].codes[:, None] == points[None]).all(-1).any(-1).all())
     assert error() != before
+
+
+def test_frozen_tables_give_the_same_codes_and_vectors():
+    model, hidden = quantizer(), torch.randn(3, 50, 12)
+    codes = {levels: model.encode(hidden, levels) for levels in (1, 3, 4)}
+    vectors = {levels: model.decode(codes[levels]) for levels in codes}
+    model.freeze()
+    assert model.frozen
+    for levels in codes:
+        assert torch.equal(model.encode(hidden, levels), codes[levels])
+        torch.testing.assert_close(model.decode(codes[levels]), vectors[levels])
