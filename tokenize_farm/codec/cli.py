@@ -46,10 +46,10 @@ def codec() -> None:
 @codec.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @OUT
-@click.option("--quality", default=0.5, show_default=True, help="Vorbis quality, 0 to 1.")
+@click.option("--kbps", default=40.0, show_default=True, help="Rate of the Opus streams.")
 @click.option("--part-mib", default=48, show_default=True, help="Largest file written.")
 @click.option("--source-minutes", multiple=True, metavar="KIND=MINUTES", help="Most minutes of one source, by kind.")
-def pack(manifest: Path, out: Path, quality: float, part_mib: int, source_minutes: tuple[str, ...]) -> None:
+def pack(manifest: Path, out: Path, kbps: float, part_mib: int, source_minutes: tuple[str, ...]) -> None:
     """Pack the training rows of MANIFEST into a few files for `train`."""
     from uniaudio.tokenize_farm.codec.data import pack_recordings
     from uniaudio.tokenize_farm.manifest import read_manifest
@@ -58,7 +58,7 @@ def pack(manifest: Path, out: Path, quality: float, part_mib: int, source_minute
         limits = {kind: float(minutes) for kind, minutes in (item.split("=") for item in source_minutes)}
     except ValueError as error:
         raise UserError("--source-minutes looks like music=40", seen=" ".join(source_minutes)) from error
-    minutes = pack_recordings(read_manifest(manifest), out, quality=quality, part_mib=part_mib, source_minutes=limits)
+    minutes = pack_recordings(read_manifest(manifest), out, kbps=kbps, part_mib=part_mib, source_minutes=limits)
     click.echo(json.dumps(minutes, indent=1))
 
 

@@ -83,7 +83,7 @@ class CodecTokenizer:
     @property
     def context_frames(self) -> int:
         """Frames on each side that a frame's samples can depend on: what decoding piece by piece needs."""
-        return self._load().reach
+        return max(self._load().reach)
 
     def decode(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes of the first Q levels (any Q up to the codec's) -> float32 samples (T * 320,)."""

@@ -116,6 +116,8 @@ def test_faults_are_named(pack, tmp_path):
         PackedRecordings(CodecDataConfig(pack=str(pack)), 320_000, CPU)
     with pytest.raises(UserError, match="no training rows"):
         pack_recordings([], tmp_path / "empty")
+    with pytest.raises(UserError, match="--kbps of a pack"):
+        pack_recordings([ManifestRow(id="a", audio_filepath="a.wav")], tmp_path / "empty", kbps=1)
     CodecTraining(config(pack, tmp_path / "out"), CPU).save()
     other = config(pack, tmp_path / "out")
     other = other.model_copy(update={"model": other.model.model_copy(update={"width": 24})})
