@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("uniaudio.pretrain.cli", "train", "Train the multi-scale Transformer."),
     "plan": ("uniaudio.configs.plan_cli", "plan", "Predict memory, step time and cost of a training."),
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
+    "evaluate": ("uniaudio.pretrain.evaluation.cli", "evaluate", "Measure a checkpoint on held-out clips, task by task."),
     "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),

@@ -22,6 +22,8 @@ ALLOWED_ACROSS = [
     ("pretrain/generate", "uniaudio.tokenize_farm.manifest"),
     ("pretrain/generate", "uniaudio.tokenize_farm.measures"),
     ("pretrain/generate", "uniaudio.tokenize_farm.schema"),
+    ("pretrain/evaluation", "uniaudio.tokenize_farm.audio"),
+    ("pretrain/evaluation", "uniaudio.tokenize_farm.shard_reader"),
     ("pretrain/evaluation", "uniaudio.tokenize_farm.tokenizers"),
     ("pretrain/evaluation", "uniaudio.tokenize_farm.measures"),
 ]

@@ -1,0 +1,146 @@
+"""From a checkpoint to figures: for each task its likelihood, and the sound of the model between a line above it and a line below.
+
+Rows of a task: `model`; `resynthesis`, the held-out clips as their own codes give them back (no model of these codes can be better);
+`unigram`, codes drawn independently by how often each occurs (a model that is no better has learned nothing).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.checkpoint import load_model, read_tokenizers
+from uniaudio.pretrain.data.vocabulary import Vocabulary
+from uniaudio.pretrain.evaluation.held_out import HeldOut, HeldOutTask
+from uniaudio.pretrain.evaluation.likelihood import Likelihood, likelihood
+from uniaudio.pretrain.evaluation.scores import OF_RESYNTHESIS, Heard, Judge, measures_of
+from uniaudio.pretrain.evaluation.statistics import Interval
+from uniaudio.pretrain.generate.inputs import make_tokenizers
+from uniaudio.pretrain.generate.request import FRAME_RATE, Request
+from uniaudio.pretrain.generate.slots import Slots, decode_weights
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.sampling import Sampling, candidate_seed
+
+LONGEST = 2.0  # a generated clip is at most so many times as long as the held-out one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate. clips: generated a task (0: the likelihood alone). rows: of held-out frames for the likelihood."""
+
+    tasks: tuple[str, ...]
+    clips: int = 16
+    rows: int = 64
+    measures: tuple[str, ...] | None = None
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Figures of a task: likelihood, measures by row, and what was generated (clip -> samples by row)."""
+
+    task: str
+    likelihood: Likelihood
+    rows: Mapping[str, Mapping[str, Interval]]
+    audio: Mapping[str, Mapping[str, np.ndarray]]
+
+
+class Evaluator:
+    """A loaded model; `evaluate` gives the results task by task."""
+
+    def __init__(
+        self, model: MultiScaleTransformer, run: RunConfig, vocabulary: Vocabulary, tokenizers: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """tokenizers: view -> name, options, version, as a checkpoint keeps them."""
+        self.model, self.run, self.vocabulary, self._recorded = model, run, vocabulary, tokenizers
+        self._judge = Judge()
+        self._slots: Slots | None = None
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, shards: str | None, device: torch.device, dtype: torch.dtype) -> "Evaluator":
+        """shards: held-out shards of another folder than the run's. Raises UserError where the checkpoint cannot be used."""
+        model, run, vocabulary = load_model(checkpoint, device, dtype)
+        if shards is not None:
+            run = run.model_copy(update={"data": run.data.model_copy(update={"shards": shards})})
+        return cls(model, run, vocabulary, read_tokenizers(checkpoint))
+
+    def evaluate(self, plan: Plan, told: Callable[[str], None] = lambda what: None) -> Iterable[TaskResult]:
+        """One result a task. `told` hears what is being done."""
+        for name in plan.tasks:
+            told(f"{name}: likelihood")
+            held_out = HeldOutTask(self.run, self.vocabulary, name, rows=plan.rows)
+            try:
+                found = likelihood(self.model, held_out.batches, vocabulary_size=self.vocabulary.size)
+                makes_audio = held_out.task.target.modality == "audio"
+                documents = held_out.documents(plan.clips) if plan.clips and makes_audio else []
+            finally:
+                held_out.close()
+            rows, audio = self._sound(held_out, documents, plan, told) if documents else ({}, {})
+            yield TaskResult(name, found, rows, audio)
+
+    def _sound(
+        self, held_out: HeldOutTask, documents: Sequence[HeldOut], plan: Plan, told: Callable[[str], None]
+    ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, np.ndarray]]]:
+        name = held_out.task.name
+        measures = measures_of(name, plan.measures)
+        codec = make_tokenizers(self._recorded, held_out.task)["audio"]
+        told(f"{name}: generating {len(documents)} clips")
+        codes = {
+            "model": self._generate(held_out, documents, plan),
+            "resynthesis": [document.target_TQ for document in documents],
+            "unigram": unigram_codes(documents, seed=plan.seed),
+        }
+        decoded = {
+            row: [codec.decode(clip) if len(clip) else np.zeros(0, np.float32) for clip in clips]  # type: ignore[attr-defined]
+            for row, clips in codes.items()
+        }
+        prompts = [
+            codec.decode(document.views["prompt"]) if "prompt" in document.views else None  # type: ignore[attr-defined]
+            for document in documents
+        ]
+        rows = {}
+        for row, clips in decoded.items():
+            told(f"{name}: measuring {row}")
+            heard = [
+                Heard(made, reference, prompt, document.meta.get("text"), document.meta.get("language"))
+                for made, reference, prompt, document in zip(clips, decoded["resynthesis"], prompts, documents)
+            ]
+            wanted = [measure for measure in measures if row != "resynthesis" or measure in OF_RESYNTHESIS]
+            rows[row] = self._judge.judge(wanted, heard)
+        audio = {document.clip: {row: decoded[row][i] for row in decoded} for i, document in enumerate(documents)}
+        return rows, audio
+
+    def _generate(self, held_out: HeldOutTask, documents: Sequence[HeldOut], plan: Plan) -> list[np.ndarray]:
+        """Codes of each document's target as the model makes them; as long as its source where the task follows one."""
+        follows = any(segment.follows_target for segment in held_out.task.conditions)
+        if self._slots is None:
+            weights = decode_weights(self.model, self.vocabulary)
+            self._slots = Slots(weights, self.vocabulary, rows=min(8, len(documents)), max_frames=self.run.model.max_positions)
+        requests = []
+        for number, document in enumerate(documents):
+            frames = len(document.target_TQ)
+            room = self.run.model.max_positions - len(document.prompt.codes_LQ) - 1
+            most = max(1, min(frames if follows else round(LONGEST * frames), room))
+            least = most if follows else min(most, FRAME_RATE // 5)
+            requests.append(Request(document.prompt, plan.sampling, candidate_seed(plan.seed, number), least, most))
+        made: dict[int, np.ndarray] = {}
+        for piece in self._slots.run(requests):
+            if piece.whole is not None:
+                made[piece.index] = piece.whole.codes_TQ
+        return [made[number] for number in range(len(requests))]
+
+
+def unigram_codes(documents: Sequence[HeldOut], *, seed: int) -> list[np.ndarray]:
+    """For each document codes of its target's length, each level drawn by its frequencies in all these targets: what knows nothing."""
+    rng = np.random.default_rng(seed)
+    pool_NQ = np.concatenate([document.target_TQ for document in documents])
+    made = []
+    for document in documents:
+        picks = rng.integers(0, len(pool_NQ), document.target_TQ.shape)
+        made.append(np.take_along_axis(pool_NQ, picks, axis=0))
+    return made

@@ -1,0 +1,163 @@
+"""Evaluation on random shards with a tiny model: what goes in comes back out, likelihood by hand, rows that bound the model, the report."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from random_shards import write_random_shards
+
+from uniaudio.cli import cli as command_line
+from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.pretrain.data.sequence import SequenceBuilder
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
+from uniaudio.pretrain.evaluation import cli, evaluate, report, scores
+from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan, unigram_codes
+from uniaudio.pretrain.evaluation.held_out import HeldOutTask
+from uniaudio.pretrain.evaluation.likelihood import likelihood
+from uniaudio.pretrain.evaluation.scores import Heard, Judge, measures_of
+from uniaudio.pretrain.evaluation.statistics import weighted_mean
+from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.tokenize_farm.shard_reader import ShardReader
+
+VOCABULARY = load_vocabulary("paper", 3)
+TASKS = ("tts", "sound", "se")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    torch.set_num_threads(1)
+    shards = tmp_path_factory.mktemp("evaluation") / "shards"
+    write_random_shards(shards, clips=24, valid_clips=36, codebooks=4, text_width=8, frames=(20, 60), clips_per_shard=12)
+    model = {"width": 32, "num_heads": 2, "ffn_width": 64, "global_layers": 1, "local_layers": 1, "max_positions": 256, "text_width": 8}
+    data = {"shards": str(shards), "tasks": TASKS, "frames_per_row": 200, "rows_per_micro_batch": 2, "prompt_seconds": 0.3}
+    train = {"output_dir": str(shards.parent / "run"), "steps": 1}
+    return RunConfig.model_validate({"model": {**model, "kernels": "torch"}, "data": data, "train": train, "optim": {"lr": 0.01}})
+
+
+@pytest.fixture(scope="module")
+def model(run: RunConfig) -> MultiScaleTransformer:
+    return MultiScaleTransformer(run.model, VOCABULARY, num_tasks=len(TASKS), backend="torch", seed=0).eval()
+
+
+class Codec:
+    """Decodes codes to a wave whose sample is the first code of its frame."""
+
+    def decode(self, codes_TQ: np.ndarray) -> np.ndarray:
+        return np.repeat(codes_TQ[:, 0].astype(np.float32) / 1024, 320)
+
+
+@pytest.fixture
+def evaluator(run: RunConfig, model: MultiScaleTransformer, monkeypatch: pytest.MonkeyPatch) -> Evaluator:
+    monkeypatch.setattr(evaluate, "make_tokenizers", lambda recorded, task: {"audio": Codec()})
+    monkeypatch.setattr(scores.speech, "dnsmos", lambda samples: {"overall": float(len(samples))})
+    return Evaluator(model, run, VOCABULARY, {})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_documents_come_back_as_their_clips_have_them(run: RunConfig, task: str) -> None:
+    held_out = HeldOutTask(run, VOCABULARY, task, rows=8)
+    documents = held_out.documents(5)
+    assert len({document.clip for document in documents}) == 5
+    for document in documents:
+        shard, key = document.clip.split("/")
+        with ShardReader(Path(run.data.shards) / f"{shard}.tar") as reader:
+            clip = reader.index.keys.tolist().index(key)
+            assert np.array_equal(document.target_TQ, reader.view(clip, "audio")[:, :3])
+            assert document.meta == reader.meta(clip)
+        whole = SequenceBuilder(held_out.task, VOCABULARY, 3).build({**document.views, "audio": document.target_TQ})
+        assert np.array_equal(whole.codes_LQ[: len(document.prompt.codes_LQ)], document.prompt.codes_LQ)
+        assert np.array_equal(document.prompt.text_states, whole.text_states)
+
+
+def test_a_task_without_held_out_clips_is_named(run: RunConfig, tmp_path: Path) -> None:
+    write_random_shards(tmp_path / "shards", clips=12, valid_clips=3, codebooks=3, text_width=8, frames=(20, 30), clips_per_shard=12)
+    other = run.model_copy(update={"data": run.data.model_copy(update={"shards": str(tmp_path / "shards")})})
+    with pytest.raises(UserError, match="sound"):
+        HeldOutTask(other, VOCABULARY, "sound", rows=4)
+
+
+def test_likelihood_is_that_of_the_logits(run: RunConfig, model: MultiScaleTransformer) -> None:
+    batches = HeldOutTask(run, VOCABULARY, "tts", rows=4).batches
+    found = likelihood(model, batches, vocabulary_size=VOCABULARY.size)
+    losses, hits = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            logits = model.logits(batch)[..., : VOCABULARY.size].log_softmax(dim=-1)
+            mask = batch.target_mask_BTQ.bool()
+            losses.append(-logits.gather(-1, batch.codes_BTQ[..., None])[..., 0][mask])
+            hits.append((logits.argmax(-1) == batch.codes_BTQ)[mask].float())
+    assert found.loss.mean == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    assert found.accuracy.mean == pytest.approx(float(torch.cat(hits).mean()), abs=1e-6)
+    assert found.loss.low < found.loss.mean < found.loss.high and found.documents == found.loss.count > 4
+    assert np.mean(found.loss_by_level) == pytest.approx(found.loss.mean, rel=0.05) and 0 < found.unigram < math.log(1024)
+
+
+def test_rows_bound_the_model_and_follow_the_source(evaluator: Evaluator) -> None:
+    [result] = evaluator.evaluate(Plan(("se",), clips=3, rows=4, measures=("si_sdr", "dnsmos")))
+    assert set(result.rows) == {"model", "resynthesis", "unigram"}
+    assert set(result.rows["model"]) == {"si_sdr", "dnsmos"} and set(result.rows["resynthesis"]) == {"dnsmos"}
+    for rows in result.audio.values():
+        assert len(rows["model"]) == len(rows["resynthesis"]) == len(rows["unigram"]), "as long as the noisy source"
+    again = next(iter(evaluator.evaluate(Plan(("se",), clips=3, rows=4, measures=("dnsmos",)))))
+    assert all(np.array_equal(again.audio[clip]["model"], rows["model"]) for clip, rows in result.audio.items()), "a seed decides the codes"
+
+
+def test_unigram_codes_keep_lengths_and_levels_of_their_own(run: RunConfig) -> None:
+    documents = HeldOutTask(run, VOCABULARY, "tts", rows=8).documents(4)
+    made = unigram_codes(documents, seed=0)
+    pool = np.concatenate([document.target_TQ for document in documents])
+    assert [clip.shape for clip in made] == [document.target_TQ.shape for document in documents]
+    assert all(set(clip[:, level]) <= set(pool[:, level]) for clip in made for level in range(3))
+
+
+def test_an_interval_narrows_with_more_clips_and_leaves_out_what_has_no_value() -> None:
+    values = np.random.default_rng(0).normal(5, 1, 400)
+    few, many = weighted_mean(values[:20], np.ones(20)), weighted_mean(values, np.ones(400))
+    assert few.low < 5 < few.high and many.high - many.low < 0.5 * (few.high - few.low)
+    assert weighted_mean(np.array([1.0, math.nan, 9.0]), np.array([2.0, 1.0, 0.0])).mean == 0.5
+    assert weighted_mean(np.array([math.nan]), np.ones(1)).count == 0 and str(weighted_mean(np.zeros(0), np.zeros(0))) == "-"
+
+
+def test_errors_are_pooled_over_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge()
+    judge._recogniser = SimpleNamespace(transcribe=lambda samples, language: {3: "abcd", 5: "abxx"}[len(samples)])  # type: ignore[assignment]
+    clips = [Heard(np.zeros(n), np.zeros(n), text=text, language="en-us") for n, text in ((3, "abcd"), (5, "abcdefgh"), (7, None))]
+    with pytest.raises(KeyError):
+        judge.judge(["cer"], [Heard(np.zeros(7), np.zeros(7), text="words")])
+    assert judge.judge(["cer"], clips)["cer"].mean == pytest.approx(6 / 12)
+
+
+def test_measures_are_those_of_the_task_and_unknown_ones_are_named() -> None:
+    assert measures_of("tts", ["pesq", "cer"]) == ("cer",) and "frechet" in measures_of("music", None)
+    with pytest.raises(UserError, match=r"--measures: unknown \| seen: beauty \| allowed: cer, wer"):
+        measures_of("tts", ["beauty"])
+
+
+def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, float] = {}
+    monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")
+    monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
+    monkeypatch.setattr(cli, "_track", lambda where, evaluator, about, table, metrics: told.update(metrics))
+    words = ["evaluate", str(tmp_path), "--tasks", "se,sound", "--clips", "2", "--rows", "4", "--measures", "dnsmos,si_sdr", "--json"]
+    done = CliRunner().invoke(command_line, words, catch_exceptions=False)
+    content = json.loads(done.stdout)
+    assert content == json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert content["tasks"]["se"]["rows"]["model"]["dnsmos"]["count"] == 2 and content["tasks"]["sound"]["rows"]["model"] == {}
+    assert told["se/loss"] == content["tasks"]["se"]["loss"]["mean"] and "se/unigram/si_sdr" in told
+    table = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "| se |" in table and "## se: 2 generated clips" in table and "dnsmos (higher is better)" in table
+    assert len(list((tmp_path / "evaluation" / "audio" / "se").glob("*.wav"))) == 6
+    for bad, message in ((["--tasks", "music"], "does not know | seen: music"), (["--measures", "beauty"], "--measures: unknown")):
+        assert message in str(CliRunner().invoke(command_line, ["evaluate", str(tmp_path), *bad]).exception)
+
+
+def test_the_papers_figures_stand_beside_marked_as_reported(evaluator: Evaluator) -> None:
+    [result] = evaluator.evaluate(Plan(("tts",), clips=2, rows=2, measures=("dnsmos",)))
+    table = report.markdown([result], {"checkpoint": "x"})
+    assert "| paper, as reported |" in table and "| unigram |" in table
