@@ -9,8 +9,9 @@ from rich.console import Console
 from uniaudio.tokenize_farm.corpus.build import SOURCES, Corpus, build_corpus, find_sources
 from uniaudio.tokenize_farm.corpus.demo import MINUTES, demo_corpus
 from uniaudio.tokenize_farm.corpus.folder import folder_corpus
+from uniaudio.tokenize_farm.corpus.speakers import NEAR, name_voices
 from uniaudio.tokenize_farm.corpus.summary import summarize, summary_table
-from uniaudio.tokenize_farm.manifest import write_manifest
+from uniaudio.tokenize_farm.manifest import read_manifest, write_manifest
 from uniaudio.tokenize_farm.schema import KINDS
 
 _FOLDER = click.Path(file_okay=False, path_type=Path, resolve_path=True)
@@ -65,6 +66,23 @@ def manifest(folder: Path, out: Path, kind: str, language: str | None, licence: 
     Example: uniaudio corpus manifest recordings --out recordings/manifest.jsonl --language en
     """
     _write(folder_corpus(folder, kind=kind, language=language, licence=licence), out, as_json)
+
+
+@corpus.command()
+@click.argument("rows_of", metavar="MANIFEST", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path, resolve_path=True), required=True, help="The manifest to write.")
+@click.option("--near", type=click.FloatRange(0, 1), default=NEAR, show_default=True, help="Cosine above which two clips are one voice.")
+def speakers(rows_of: Path, out: Path, near: float) -> None:
+    """Name the voices of MANIFEST's speech that no row names, by Resemblyzer's speaker embedding, so that prompts can be found.
+
+    Example: uniaudio corpus speakers recordings/manifest.jsonl --out recordings/voices.jsonl
+    """
+    from uniaudio.tokenize_farm.measures.speaker import embedding  # torch: only where it is used
+
+    rows = list(name_voices(read_manifest(rows_of), embedding, near=near))
+    write_manifest(out, rows)
+    named = [row.speaker for row in rows if (row.speaker or "").startswith("voice-")]
+    click.echo(f"{out}: {len(named)} clips of {len(set(named))} voices")
 
 
 def _write(made: Corpus, path: Path, as_json: bool) -> None:

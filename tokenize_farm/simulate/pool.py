@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE, BadAudio, load_audio
+from uniaudio.tokenize_farm.fetch import local_copy
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.simulate.draw import Draw
 
@@ -88,6 +89,7 @@ class Pool:
 
 def _load_start(row: ManifestRow, seconds: float) -> np.ndarray:
     """The first `seconds` of a row; all of a recording whose length no row says, if it is no longer than that."""
-    if row.duration is None:
-        return load_audio(row.audio_filepath, offset=row.offset, max_seconds=seconds)
-    return load_audio(row.audio_filepath, offset=row.offset, duration=seconds)
+    with local_copy(row.audio_filepath) as path:
+        if row.duration is None:
+            return load_audio(path, offset=row.offset, max_seconds=seconds)
+        return load_audio(path, offset=row.offset, duration=seconds)
