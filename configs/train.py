@@ -32,6 +32,6 @@ class TrainConfig(Section):
     )
     profile: bool = Field(False, description="write a trace of three steps below output_dir/profile")
     resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
-    init_from: str | None = Field(None, description="checkpoint folder whose weights to start from (fine-tuning)")
+    init_from: str | None = Field(None, description="checkpoint or export whose weights to start from; the vocabulary may be larger")
     experiment: str = "uniaudio"
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; cores / local processes unless given")

@@ -19,6 +19,7 @@ from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
+from uniaudio.pretrain.grow import load_initial
 from uniaudio.pretrain.metrics import Clock, MetricsFile
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layouts
@@ -149,7 +150,7 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
             "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
         )
     elif run.train.init_from:
-        path = checkpoint.load_weights(Path(run.train.init_from), engine, vocabulary)
+        path = load_initial(Path(run.train.init_from), engine, vocabulary)
         logger.info("weights from %s", path)
     return restored
 
