@@ -108,7 +108,8 @@ class SlurmCluster:
 
     def kill_training(self, node: str) -> None:
         """Kills one process of a training on a node, as the kernel does where memory runs out."""
-        next(process for process in psutil.process_iter() if self._runs_on(process, node) and "train" in process.cmdline()).kill()
+        command = ["-m", "uniaudio", "train"]
+        next(process for process in psutil.process_iter() if self._runs_on(process, node) and process.cmdline()[1:4] == command).kill()
 
     def _runs_on(self, process: psutil.Process, node: str) -> bool:
         """Whether it belongs to a job of this cluster on that node."""

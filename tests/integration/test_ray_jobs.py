@@ -18,7 +18,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from random_shards import write_random_shards
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def free_port() -> int:
@@ -31,24 +31,32 @@ class Head:
     """`uniaudio` talks to it with the token of `environment`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.gcs_port = folder, free_port(), free_port()
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         self.environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | variables
-        options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
-        options += [f"--port={free_port()}", f"--dashboard-port={self.port}", "--object-store-memory=100000000"]
+        options = ["--head", "--block", "--num-cpus=1", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+        options += [f"--port={self.gcs_port}", f"--dashboard-port={self.port}", "--object-store-memory=100000000"]
+        self.process = self._start("head", options)
+
+    def start_node(self) -> "subprocess.Popen[bytes]":
+        """One more node, of one CPU, as a process group of its own."""
+        address = f"--address=127.0.0.1:{self.gcs_port}"
+        return self._start("node", [address, "--block", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"])
+
+    def _start(self, name: str, options: list[str]) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        with (self.folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self) -> None:
         """Until it takes jobs: a while after the dashboard answers."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{self.port}", "--", "true"]
         while subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode:
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "head.log").read_text()
             time.sleep(1)
 
     def stop(self) -> None:
@@ -59,6 +67,12 @@ class Head:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def nodes(self) -> int:
+        """Nodes that are alive."""
+        command = [sys.executable, "-c", "import ray; ray.init('auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"]
+        environment = self.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.gcs_port}"}
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
 
     def uniaudio(self, *words: str, code: int = 0, **variables: str) -> str:
         command = [sys.executable, "-m", "uniaudio", *words]
@@ -129,13 +143,46 @@ def test_a_training_is_cancelled_and_has_saved(head) -> None:
     (head.folder / "run.yaml").write_text(json.dumps(config))
     place = ("--job-dir", str(head.folder / "jobs"))
     head.uniaudio("submit", str(head.folder / "run.yaml"), "--cluster", str(head.cluster_file()))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list(head.folder.glob("out/checkpoints/step-*")):
         assert time.monotonic() < deadline, head.uniaudio("jobs", "logs", "train-run-1", *place)
         time.sleep(1)
     assert "running" in head.uniaudio("jobs", "status", "train-run-1", *place)
     head.uniaudio("jobs", "cancel", "train-run-1", *place)
     while "cancelled" not in head.uniaudio("jobs", "status", "train-run-1", *place):
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline + 200
         time.sleep(1)
     assert "asked to stop: step" in head.uniaudio("jobs", "logs", "train-run-1", *place)
+
+
+def test_a_node_that_is_killed_in_the_middle_of_a_farm_costs_its_work_alone(head) -> None:
+    """Eight units of gliding tones, one worker on each of two nodes: the second node is killed, the farm goes on with the first."""
+    seconds = np.arange(8 * 16_000) / 16_000
+    rows = []
+    for number in range(32):
+        tone = 0.2 * np.sin(2 * np.pi * (100 + 10 * number) * seconds + 5 * np.sin(4 * np.pi * seconds))
+        soundfile.write(head.folder / f"glide{number}.wav", tone.astype(np.float32), 16_000)
+        rows.append({"id": f"glide{number}", "audio_filepath": f"glide{number}.wav", "text": "a tone", "split": "train"})
+    (head.folder / "glides.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shards = head.folder / "glides"
+    farm = {"manifest": str(head.folder / "glides.jsonl"), "output_dir": str(shards), "tokenizers": {"midi": {"name": "f0"}}}
+    (head.folder / "glides.yaml").write_text(json.dumps({**farm, "clips_per_unit": 4, "workers": 2}))
+    node = head.start_node()
+    try:
+        deadline = time.monotonic() + 400
+        while head.nodes() < 2:
+            assert node.poll() is None and time.monotonic() < deadline, (head.folder / "node.log").read_text()
+            time.sleep(1)
+        head.uniaudio("submit", str(head.folder / "glides.yaml"), "--farm", "--cluster", str(head.cluster_file()))
+        place = ("--job-dir", str(head.folder / "jobs"))
+        while not list(shards.glob("train-*.json")):
+            assert time.monotonic() < deadline, head.uniaudio("jobs", "logs", "tokenize-glides-1", *place)
+            time.sleep(0.2)
+        killed_at = len(list(shards.glob("train-*.json")))
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+    output = head.uniaudio("jobs", "logs", "tokenize-glides-1", "--follow", *place)
+    assert "tokenize-glides-1: done (SUCCEEDED" in output
+    assert killed_at < len(list(shards.glob("train-*.tar"))) == 8
+    assert "8 of 8 shards are whole" in head.uniaudio("shards", "verify", str(shards))

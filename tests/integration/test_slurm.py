@@ -217,7 +217,7 @@ def test_a_farm_over_two_nodes_and_the_training_that_waits_for_it(slurm, place, 
 
 
 def test_a_job_array_makes_the_shards_of_one_farm(slurm, place, farm_file) -> None:
-    place.uniaudio("submit", str(farm_file), "--farm", *farm_cluster(place, nodes=1, array=3))
+    place.uniaudio("submit", str(farm_file), "--farm", *farm_cluster(place, nodes=1, array=3, array_at_once=1))
     slurm.wait_for(lambda: place.state("tokenize-farm-1") in ("done", "failed"), seconds=200)
     assert place.jobs("status", "tokenize-farm-1").startswith("tokenize-farm-1: done"), place.output()
     assert sorted(line.split(":")[1] for line in place.jobs("logs", "tokenize-farm-1").splitlines()) == [" part 0", " part 1", " part 2"]
