@@ -4,6 +4,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -16,8 +17,10 @@ from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import list_shards
 from uniaudio.tokenize_farm.index_table import index_folder, index_store
 from uniaudio.tokenize_farm.manifest import is_address, read_manifest, write_manifest
+from uniaudio.tokenize_farm.output import open_output
+from uniaudio.tokenize_farm.planner import Rates, plan_farm
 from uniaudio.tokenize_farm.storage import Store
-from uniaudio.tokenize_farm.summary import Work, total
+from uniaudio.tokenize_farm.summary import Work, read_farm_file, total
 from uniaudio.tokenize_farm.verify import verify_shard
 
 _SHOWN_DROPS = 20
@@ -126,6 +129,32 @@ def pool(farm: str, overrides: tuple[str, ...], out: Path) -> None:
     rows = pool_rows(load_config(FarmConfig, farm, folder="farms", overrides=overrides))
     write_manifest(out, [row.model_copy(update={"split": split}) for row, split in rows])
     click.echo(f"{out}: {len(rows)} recordings; use it with simulate.pool={out}")
+
+
+@tokenize.command("plan")
+@click.argument("trial")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), required=True, help="Hours of audio to tokenize.")
+@click.option("--cores", type=click.IntRange(1), required=True, help="CPU cores to do it on.")
+@click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs to do it on.")
+@click.option("--clips-per-unit", type=click.IntRange(1), help="Clips a shard. [default: the trial's]")
+@click.option("--clip-seconds", type=click.FloatRange(min=0, min_open=True), help="Length of an average clip. [default: the trial's]")
+@click.option("--core-price", type=float, default=0.0, help="Money an hour of a core.")
+@click.option("--gpu-price", type=float, default=0.0, help="Money an hour of a GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
+def plan(trial: str, hours: float, as_json: bool, **options: Any) -> None:
+    """What HOURS of audio take, worked out from a farm that ran on some minutes of them: TRIAL is its output folder or address.
+
+    Example: uniaudio tokenize plan work/demo/shards --hours 165000 --cores 128
+    """
+    content = plan_farm(Rates.of(read_farm_file(open_output(trial))), hours=hours, **options)
+    if as_json:
+        click.echo(json.dumps(content, indent=1))
+        return
+    table = Table("what", "plan", title=f"{hours:,.0f} hours of audio")
+    for name, value in content.items():
+        shown = ", ".join(f"{step} {each:,}" for step, each in value.items()) if isinstance(value, dict) else value
+        table.add_row(name.replace("_", " "), f"{shown:,}" if isinstance(shown, int | float) else shown or "none")
+    Console().print(table)
 
 
 @tokenize.command("fit-semantic")

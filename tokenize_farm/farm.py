@@ -99,6 +99,7 @@ def _head(config: FarmConfig, versions: dict[str, str], tracker: Tracker) -> dic
         "run_id": tracker.run_id,
         "experiment": config.experiment,
         "manifest": config.manifest,
+        "gpus_per_worker": config.gpus_per_worker,
         "tokenizers": versions,
         "tokenizer_configs": {view: spec.model_dump(mode="json") for view, spec in config.tokenizers.items()},
     }

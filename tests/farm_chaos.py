@@ -1,0 +1,276 @@
+"""The farm under seeded disaster: after the rerun the shards and their sha256 are an undisturbed run's, nothing lost, nothing twice.
+
+    python tests/farm_chaos.py OUT.csv [--runs 50] [--seed 0] [--kinds worker driver node disk s3]
+
+One Ray cluster of a head and two nodes on this machine serves all runs. Each run starts a farm (a driver in a process of its own), waits
+until a random number of shards is there, and strikes one to three times at random moments: kills -9 a worker (they stand for GPU actors:
+the same class, the same calls), a node with all its processes, or the driver; or the run's disk is too small at first (a tmpfs; needs
+root), or its output is an S3 server that answers 500 or cuts connections to every fourth request. Then the same farm is started until it
+says that it is done. The CSV has a row a run: what struck, how often the farm was started, what was there before the last start.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import soundfile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.s3_server import FakeS3, serve_s3
+from uniaudio.configs.farm import FarmConfig
+from uniaudio.tokenize_farm.output import open_output
+from uniaudio.tokenize_farm.units import Plan
+from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
+
+KINDS = ("worker", "driver", "node", "disk", "s3")
+UNITS, CLIPS, STARTS, DEADLINE = 12, 3, 8, 300.0
+SMALL_DISK, LARGE_DISK = "120k", "64m"
+PRELOAD = ["uniaudio.tokenize_farm.farm", "mlflow", "tests.farm_chaos"]
+
+
+def write_corpus(folder: Path) -> Path:
+    """Gliding tones of a second, one of them missing; returns the manifest."""
+    folder.mkdir(parents=True)
+    seconds, rows = np.arange(16_000) / 16_000, []
+    for i in range(UNITS * CLIPS):
+        samples = 0.2 * np.sin(2 * np.pi * (100 + 10 * i) * seconds + 5 * np.sin(2 * np.pi * 2 * seconds))
+        soundfile.write(folder / f"{i}.wav", samples.astype(np.float32), 16_000)
+        rows.append({"id": f"clip{i:02d}", "audio_filepath": f"{i}.wav", "text": f"tone number {i}", "split": "train"})
+    rows[5]["audio_filepath"] = "gone.wav"
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
+
+
+def make_config(manifest: Path, output_dir: str, address: str | None) -> FarmConfig:
+    tokenizers = {"midi": {"name": "f0"}, "phone": {"name": "phones"}}
+    fields = {"manifest": str(manifest), "output_dir": output_dir, "tokenizers": tokenizers, "clips_per_unit": CLIPS, "workers": 2}
+    return FarmConfig.model_validate({**fields, "ray_address": address, "retries": 10})
+
+
+def undisturbed(manifest: Path, folder: Path) -> dict[str, str]:
+    """sha256 by file name of the shards as one worker makes them without Ray."""
+    config = make_config(manifest, str(folder), None)
+    versions = tokenizer_versions(make_tokenizers(config))
+    worker = UnitWorker(config, versions)
+    for unit in Plan(manifest, config, versions):
+        worker.run(unit)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("train-*")}
+
+
+def drive(config: FarmConfig) -> None:
+    """The driver's process: exit code 0 where the farm is done, 2 for a fault that it names."""
+    from uniaudio.errors import UserError
+    from uniaudio.tokenize_farm.farm import run_farm
+
+    os.setpgrp()
+    try:
+        run_farm(config)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+class Nodes:
+    """A Ray cluster whose two nodes can be killed."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._nodes = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+        self.address = self._cluster.address
+
+    def kill_one(self, rng: random.Random) -> None:
+        """kill -9 of a raylet and all that it started; another node comes in its place."""
+        node = self._nodes.pop(rng.randrange(2))
+        raylet = node.all_processes["raylet"][0].process
+        below = psutil.Process(raylet.pid).children(recursive=True)
+        self._cluster.remove_node(node, allow_graceful=False)
+        for process in below:
+            if process.is_running():
+                process.kill()
+        self._nodes.append(self._cluster.add_node(num_cpus=2))
+
+    def workers(self) -> list[psutil.Process]:
+        """The farm's workers on both nodes."""
+        found = []
+        for node in self._nodes:
+            raylet = node.all_processes["raylet"][0].process
+            found += [child for child in psutil.Process(raylet.pid).children(recursive=True) if child.name().startswith("ray::UnitWorker")]
+        return found
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextmanager
+def place_for(kind: str, folder: Path, store: FakeS3, rng: random.Random) -> Iterator[str]:
+    """Where the run's shards go."""
+    if kind == "s3":
+        store.objects.clear()
+        store.fail = lambda method, key: rng.choice(["500", "cut"]) if rng.random() < 0.25 else None
+        yield "s3://chaos/shards"
+    elif kind == "disk":
+        disk = folder / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(disk)], check=True)
+        try:
+            yield str(disk / "shards")
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    else:
+        yield str(folder / "shards")
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not what():
+        if time.monotonic() > end:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.02)
+
+
+def published(output_dir: str, store: FakeS3) -> int:
+    if output_dir.startswith("s3://"):
+        with store.lock:
+            return sum(key.endswith(".json") and "/train-" in key for key in store.objects)
+    return len(list(Path(output_dir).glob("train-*.json")))
+
+
+def contents(output_dir: str, store: FakeS3) -> dict[str, str]:
+    if output_dir.startswith("s3://"):
+        files = {key.rsplit("/", 1)[1]: data for key, data in store.objects.items() if "/train-" in key}
+    else:
+        files = {path.name: path.read_bytes() for path in Path(output_dir).glob("train-*")}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+class Run:
+    """One farm and what befalls it."""
+
+    def __init__(self, kind: str, seed: int, config: FarmConfig, nodes: Nodes, store: FakeS3) -> None:
+        self.kind, self.config, self._nodes, self._store = kind, config, nodes, store
+        self._rng = random.Random(seed)
+        self._context = multiprocessing.get_context("forkserver")
+        self.struck: list[str] = []
+        self.starts, self.before_last = 0, 0
+
+    def __call__(self) -> None:
+        strikes = self._rng.randrange(1, 4)
+        while self.starts < STARTS:
+            self.starts, self.before_last = self.starts + 1, published(self.config.output_dir, self._store)
+            driver = self._context.Process(target=drive, args=(self.config,))
+            driver.start()
+            while len(self.struck) < strikes and driver.is_alive() and self.kind in ("worker", "driver", "node"):
+                self._wait_and_strike(driver)
+            driver.join(DEADLINE)
+            if driver.is_alive():
+                driver.kill()
+                raise TimeoutError(f"{self.kind}: the farm hangs after {self.struck}")
+            if driver.exitcode == 0:
+                return
+            if self.kind == "disk" and not self.struck:
+                self.struck.append(f"disk full at {published(self.config.output_dir, self._store)} shards")
+                disk = str(Path(self.config.output_dir).parent)
+                subprocess.run(["mount", "-o", f"remount,size={LARGE_DISK}", disk], check=True)
+        raise RuntimeError(f"{self.kind}: not done after {STARTS} starts ({self.struck})")
+
+    def _wait_and_strike(self, driver: Any) -> None:
+        enough = min(UNITS - 1, published(self.config.output_dir, self._store) + self._rng.randrange(0, UNITS // 2))
+        wait_until(lambda: published(self.config.output_dir, self._store) >= enough or not driver.is_alive())
+        time.sleep(self._rng.random() * 0.2)
+        there = published(self.config.output_dir, self._store)
+        if not driver.is_alive():
+            return
+        if self.kind == "driver":
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.join()
+        elif self.kind == "node":
+            self._nodes.kill_one(self._rng)
+        else:
+            wait_until(lambda: bool(self._nodes.workers()) or not driver.is_alive())
+            for worker in self._nodes.workers()[:1]:
+                worker.kill()
+        self.struck.append(f"{self.kind} at {there} shards")
+
+
+def chaos(runs: int, seed: int, kinds: tuple[str, ...], scratch: Path) -> list[dict[str, object]]:
+    """A row a run.
+
+    Raises:
+        AssertionError: a run ended with other shards than the undisturbed one.
+    """
+    manifest = write_corpus(scratch / "corpus")
+    expected = undisturbed(manifest, scratch / "expected")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    store, rows = FakeS3(), []
+    with serve_s3(store) as variables:
+        os.environ.update(variables)  # before Ray starts: its workers write there
+        nodes = Nodes()
+        try:
+            for number in range(runs):
+                rows.append(_one(number, seed, kinds[number % len(kinds)], scratch / str(number), manifest, expected, nodes, store))
+                sys.stderr.write(f"{rows[-1]}\n")
+        finally:
+            nodes.close()
+    return rows
+
+
+def _one(
+    number: int, seed: int, kind: str, folder: Path, manifest: Path, expected: dict[str, str], nodes: Nodes, store: FakeS3
+) -> dict[str, object]:
+    folder.mkdir()
+    begin = time.monotonic()
+    with place_for(kind, folder, store, random.Random(f"{seed}-{number}-place")) as output_dir:
+        run = Run(kind, seed * 1_000 + number, make_config(manifest, output_dir, nodes.address), nodes, store)
+        run()
+        store.fail = lambda method, key: None
+        assert contents(output_dir, store) == expected, f"run {number} ({kind}): other shards than the undisturbed run's"
+        farm = json.loads(open_output(output_dir).read("farm.json") or b"{}")
+        assert farm["status"] == "finished" and farm["totals"]["clips"] == UNITS * CLIPS - 1, farm
+        assert farm["totals"]["dropped_by_reason"] == {"missing": 1}
+    return {
+        "run": number,
+        "kind": kind,
+        "struck": "; ".join(run.struck) or ("a quarter of the requests failed" if kind == "s3" else "nothing: it was done before"),
+        "starts": run.starts,
+        "shards_before_last_start": run.before_last,
+        "same_sha256": True,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="farm-chaos-") as scratch:
+        rows = chaos(options.runs, options.seed, tuple(options.kinds), Path(scratch))
+    with options.out.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
