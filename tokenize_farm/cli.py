@@ -21,7 +21,7 @@ from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.planner import Rates, plan_farm
 from uniaudio.tokenize_farm.storage import Store
 from uniaudio.tokenize_farm.summary import Work, read_farm_file, total
-from uniaudio.tokenize_farm.verify import verify_shard
+from uniaudio.tokenize_farm.verify import verify_folder
 
 _SHOWN_DROPS = 20
 
@@ -193,16 +193,17 @@ def shards() -> None:
 
 @shards.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Shards read at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
-def verify(directory: Path, as_json: bool) -> None:
-    """Read every shard of DIRECTORY back: hashes, members, arrays. Exits 1 where one is damaged.
+def verify(directory: Path, processes: int, as_json: bool) -> None:
+    """Read every shard of DIRECTORY back: hashes, members, codes, lengths, clips held twice. Exits 1 where one is damaged.
 
     Example: uniaudio shards verify work/demo/shards
     """
     found = list_shards(directory)
     if not found:
         raise UserError("no published shards in this folder", seen=directory, remedy="make them with `uniaudio tokenize FARM.yaml`")
-    faults = {shard.name: verify_shard(shard) for shard in found}
+    faults = {shard.name: lines for shard, lines in verify_folder(found, processes)}
     damaged = {name: lines for name, lines in faults.items() if lines}
     if as_json:
         click.echo(json.dumps({"shards": len(found), "damaged": damaged}, indent=1))

@@ -74,7 +74,8 @@ def cut_at_pauses(read: Reader, seconds: float, *, min_seconds: float, max_secon
         last = position + _PART_SECONDS >= seconds
         speech = speech_windows(samples)
         pieces = cut_points(speech, min_windows=smallest, max_windows=largest)
-        carried = pieces.pop() if pieces and not last and len(speech) - pieces[-1][1] < _PAUSE and len(pieces) > 1 else None
+        reaches_over = bool(pieces) and not last and len(speech) - pieces[-1][1] < _PAUSE and pieces[-1][0] > 0
+        carried = pieces.pop() if reaches_over else None
         for begin, end in pieces:
             found = True
             yield position + begin * WINDOW / SAMPLE_RATE, samples[begin * WINDOW : end * WINDOW]

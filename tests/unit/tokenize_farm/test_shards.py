@@ -16,7 +16,7 @@ from uniaudio.tokenize_farm.index import ShardPaths, list_shards, read_index
 from uniaudio.tokenize_farm.schema import INDEX_COLUMNS, TokenizedClip
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.shard_writer import write_shard
-from uniaudio.tokenize_farm.verify import verify_shard
+from uniaudio.tokenize_farm.verify import verify_folder, verify_shard
 
 
 def make_clip(number: int, *, key: str | None = None) -> TokenizedClip:
@@ -212,3 +212,32 @@ def test_an_extra_field_cannot_hide_a_count(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hide"):
         write(tmp_path, [make_clip(0)], extra={"clips": 7})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ({"audio": np.full((50, 8), 1024, np.uint16)}, "holds 1024; codec makes 0 to 1023"),
+        ({"audio": np.zeros((40, 8), np.uint16)}, "has 40 frames; 1.00 s have 50"),
+        ({"midi": np.full(50, 138, np.uint16)}, "holds 138; f0 makes 0 to 137"),
+        ({"phone": np.array([[306, 2]], np.uint16)}, "holds 306; phones makes 0 to 305"),
+    ],
+)
+def test_codes_that_cannot_be_are_found(tmp_path: Path, views: dict[str, np.ndarray], message: str) -> None:
+    clip = TokenizedClip("a", {"id": "a", "kind": "speech", "seconds": 1.0}, views)
+    made_by = {"audio": "codec/1", "midi": "f0/1", "phone": "phones/1"}
+    write_shard(tmp_path, "train", 0, [clip], tokenizers=made_by)
+    (fault,) = verify_shard(ShardPaths(tmp_path, "train", 0))
+    assert message in fault
+
+
+def test_a_clip_in_two_shards_is_found(tmp_path: Path) -> None:
+    for unit, numbers in enumerate([(0, 1), (2, 1), (3,)]):
+        write(tmp_path, [make_clip(number) for number in numbers], unit)
+    for processes in (1, 2):
+        faults = {paths.name: lines for paths, lines in verify_folder(list_shards(tmp_path), processes)}
+        assert faults == {
+            "train-000000": [],
+            "train-000001": ["train-000001: its clip 'clip_001' is in train-000000 too"],
+            "train-000002": [],
+        }
