@@ -94,7 +94,7 @@ def measure(folder: Path, rows: int, units: int, clips_per_unit: int) -> dict[st
     plan = Plan(manifest, config, VERSIONS)
     planning, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
     planned_mib = peak_mib()
-    dispatched = dispatch(config, plan, min(units, len(plan)))
+    dispatched = dispatch(config, plan, min(units, len(plan))) if units else {}
     return {
         "rows": rows,
         "units": len(plan),
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--units", type=int, default=2_000)
+    parser.add_argument("--units", type=int, default=2_000, help="0: plan only")
     parser.add_argument("--clips-per-unit", type=int, default=64)
     parser.add_argument("--scratch", type=Path, help="where manifests and shards lie meanwhile")
     parser.add_argument("--one", action="store_true", help="one size, in this process; prints JSON")

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,12 +68,26 @@ def run(farm: str, overrides: tuple[str, ...], replace: bool, as_json: bool) -> 
     console.print(f"shards and farm.json in {config.output_dir}; MLflow run {content['run_id']}", highlight=False, soft_wrap=True)
 
 
+class _Bar(Progress):
+    """A progress bar with the stages below it."""
+
+    work: Work | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.work is not None and self.work.units:
+            table = Table("stage", "busy", title=f"bound by {self.work.bound_by}", title_justify="left")
+            for stage, share in self.work.busy().items():
+                table.add_row(stage, f"{share:.0%}")
+            yield table
+
+
 class farm_progress:
-    """A progress bar on standard error with clips/s and times real time; call it with (work, rows to do)."""
+    """A progress bar on standard error with clips/s, times real time and how busy each stage is; call it with (work, rows to do)."""
 
     def __init__(self) -> None:
         columns = (TextColumn("tokenize"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+        self._bar = _Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
         self._task = self._bar.add_task("tokenize", total=None, speed="starting workers")
 
     def __enter__(self) -> "farm_progress":
@@ -83,6 +98,7 @@ class farm_progress:
         self._bar.stop()
 
     def __call__(self, work: Work, rows: int) -> None:
+        self._bar.work = work
         seconds = max(work.seconds, 1e-9)
         speed = f"{work.clips / seconds:.1f} clips/s, {work.audio_seconds / seconds:.1f} x real time" if work.units else "starting workers"
         self._bar.update(self._task, total=rows, completed=work.rows, speed=speed)
@@ -98,10 +114,12 @@ def summary_tables(content: dict) -> list[Table]:
         kinds.add_row(f"split {split}", str(clips), "")
     for reason, count in totals["dropped_by_reason"].items():
         kinds.add_row(f"dropped: {reason}", str(count), "", style="yellow")
-    speeds = Table("step", "x real time, one worker", title=f"last work: {last['workers']} workers, {last['seconds']:.0f} s")
-    speeds.add_row("whole farm, all workers", f"{last['times_real_time']:.1f}", style="bold")
+    title = f"last work: {last['workers']} workers, {last['seconds']:.0f} s, bound by {last.get('bound_by', 'nothing')}"
+    speeds = Table("step", "x real time, one worker", "busy", title=title)
+    speeds.add_row("whole farm, all workers", f"{last['times_real_time']:.1f}", "", style="bold")
     for step, times in last["times_real_time_by_step"].items():
-        speeds.add_row(step, f"{times:.1f}")
+        share = last.get("busy", {}).get(step)
+        speeds.add_row(step, f"{times:.1f}", "" if share is None else f"{share:.0%}")
     return [kinds, speeds]
 
 

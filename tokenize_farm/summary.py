@@ -40,6 +40,23 @@ class Work:
         for step, seconds in seconds_by_step.items():
             self.seconds_by_step[step] = self.seconds_by_step.get(step, 0.0) + seconds
 
+    def busy(self) -> dict[str, float]:
+        """How busy each stage is, 0 to 1: seconds of its steps over the wall seconds of its processes.
+
+        Without decoders there is one stage, `workers`, and its steps stand for it: what they leave is waiting (for units, or for a core).
+        """
+        stages: dict[str, float] = {}
+        for step, seconds in sorted(self.seconds_by_step.items()):
+            processes = self.decoders if step == "decode" and self.decoders else self.workers
+            stage = "workers" if self.decoders and step != "decode" else step
+            stages[stage] = stages.get(stage, 0.0) + seconds / max(self.seconds * processes, 1e-9)
+        return stages
+
+    @property
+    def bound_by(self) -> str:
+        """The stage (without decoders: the step) that the others wait for: the busiest."""
+        return max(stages, key=stages.__getitem__) if (stages := self.busy()) else "nothing yet"
+
     def as_json(self) -> dict[str, object]:
         """With the speeds: all workers together, and each step on one core."""
         return {
@@ -51,7 +68,10 @@ class Work:
             "units": self.units,
             "units_skipped": self.units_skipped,
             "workers": self.workers,
+            "decoders": self.decoders,
             "restarts": self.restarts,
+            "busy": {stage: round(share, 3) for stage, share in self.busy().items()},
+            "bound_by": self.bound_by,
             "worker_seconds_by_step": {step: round(seconds, 2) for step, seconds in sorted(self.seconds_by_step.items())},
             "times_real_time_by_step": {
                 step: round(self.audio_seconds / seconds, 1) for step, seconds in sorted(self.seconds_by_step.items()) if seconds > 0

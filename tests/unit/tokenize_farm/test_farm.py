@@ -228,6 +228,20 @@ def test_work_adds_up_speeds_by_step(tmp_path: Path) -> None:
     assert totals["clips_by_kind"] == {"speech": 3} and totals["dropped_by_reason"] == {"missing": 3}
 
 
+@pytest.mark.parametrize(
+    ("decoders", "busy", "bound_by"),
+    [
+        (0, {"decode": 0.15, "midi:f0": 0.25, "write": 0.05}, "midi:f0"),
+        (1, {"decode": 0.3, "workers": 0.3}, "decode"),
+        (2, {"decode": 0.15, "workers": 0.3}, "workers"),
+    ],
+)
+def test_the_busiest_stage_bounds_the_farm(decoders: int, busy: dict[str, float], bound_by: str) -> None:
+    work = Work(seconds=10.0, workers=2, decoders=decoders, seconds_by_step={"decode": 3.0, "midi:f0": 5.0, "write": 1.0})
+    assert work.busy() == pytest.approx(busy) and work.bound_by == bound_by
+    assert Work().bound_by == "nothing yet"
+
+
 def test_a_damaged_farm_file_is_named(tmp_path: Path) -> None:
     assert read_farm_file(FolderOutput(tmp_path)) == {}
     (tmp_path / "farm.json").write_text("{")
