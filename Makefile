@@ -49,6 +49,8 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel torch
 	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[farm,train,cluster,eval,dev]'
 	$(BIN)/pip check
+	@# Compiled once here, on all cores, since pip would take one and an environment may forbid it later: imports are three times as fast.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	rm -f .venv/.installed-* && touch $@
 
 clean:
