@@ -39,6 +39,7 @@ EXTRAS = {
         "av>=14",
     ],
     "train": [*AUDIO, "deepspeed>=0.19", "megatron-core>=0.16.1", "mlflow>=3", "matplotlib>=3.8"],
+    "web": ["gradio>=5"],
     "gpu": ["triton>=3.6", "flash-attn>=2.7"],
     "cluster": ["jinja2>=3.1", "ray[default]>=2.50"],
     "eval": [

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("uniaudio.configs.plan_cli", "plan", "Predict memory, step time and cost of a training."),
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
     "evaluate": ("uniaudio.pretrain.evaluation.cli", "evaluate", "Measure a checkpoint on held-out clips, task by task."),
+    "web": ("uniaudio.pretrain.generate.web", "web", "Try a checkpoint in a browser on this machine."),
     "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
@@ -35,6 +36,7 @@ EXTRAS = {
     "transformers": "farm",
     "torch": "train",
     "deepspeed": "train",
+    "matplotlib": "train",
     "megatron": "train",
 }
 

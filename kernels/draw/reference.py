@@ -53,13 +53,14 @@ def draw(
     recent_BC = frame_B[:, None] - history_BC <= WINDOW
     penalised_BC = torch.where(values_BC > 0, values_BC / penalty_B, values_BC * penalty_B)
     values_BC = torch.where(recent_BC, penalised_BC, values_BC)
-    ordered_BC = values_BC.sort(dim=1, descending=True).values
-    kth_B = ordered_BC.gather(1, (top_k_B.clamp(1, len(columns_C)) - 1)[:, None])
+    top_k_B = top_k_B.clamp(1, len(columns_C))
+    ordered_BK = values_BC.topk(int(top_k_B.max()) if len(top_k_B) else 1, dim=1).values
+    kth_B = ordered_BK.gather(1, top_k_B[:, None] - 1)
     warmth_B = torch.where(temperature_B > 0, temperature_B, 1.0)
-    weights_BC = torch.where(ordered_BC >= kth_B, ((ordered_BC - ordered_BC[:, :1]) / warmth_B).exp(), 0.0)
-    above_BC = (weights_BC.cumsum(dim=1) - weights_BC) / weights_BC.sum(dim=1, keepdim=True)
-    inside_BC = (above_BC < top_p_B) | (top_p_B >= 1)
-    lowest_B = torch.where(inside_BC, ordered_BC, float("inf")).amin(dim=1, keepdim=True)
+    weights_BK = torch.where(ordered_BK >= kth_B, ((ordered_BK - ordered_BK[:, :1]) / warmth_B).exp(), 0.0)
+    above_BK = (weights_BK.cumsum(dim=1) - weights_BK) / weights_BK.sum(dim=1, keepdim=True)
+    inside_BK = (above_BK < top_p_B) | (top_p_B >= 1)
+    lowest_B = torch.where(inside_BK, ordered_BK, float("inf")).amin(dim=1, keepdim=True)
     noise_BC = -(-uniform(seed_B, frame_B, level, columns_C).log()).log()
     race_BC = torch.where(temperature_B > 0, values_BC / warmth_B + noise_BC, values_BC)
     race_BC = race_BC.masked_fill((values_BC < kth_B) | (values_BC < lowest_B), float("-inf"))

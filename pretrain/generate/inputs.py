@@ -5,7 +5,7 @@ codes mean the same. Speech editing puts its views together in `edit.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,29 @@ class Inputs:
     alignment: Path | None = None
     midi: Path | None = None
     replace: str | None = None
+
+
+def input_names(task: TaskConfig) -> tuple[str, ...]:
+    """The fields of `Inputs` that the task uses, in the order of the class; `alignment` and `midi` may be left out."""
+    used: set[str] = set()
+    for segment in task.conditions:
+        if segment.draw == "same_speaker":
+            used.add("prompt")
+        elif segment.modality == CONTINUOUS:
+            used.add("instruction" if segment.view.endswith(".instruction") else "text")
+        elif segment.view == "phone":
+            used |= {"text", "phones"}
+        else:
+            used.add("source")
+        if segment.durations == "keep":
+            used |= {"text", "alignment"}
+        if segment.draw == "masked":
+            used.add("replace")
+        if segment.view.split(".")[0] == "midi":
+            used.add("midi")
+    if {"phones", "alignment"} & used:
+        used.add("language")
+    return tuple(field.name for field in fields(Inputs) if field.name in used)
 
 
 def make_tokenizers(recorded: Mapping[str, Mapping[str, Any]], task: TaskConfig) -> dict[str, Tokenizer]:

@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -14,10 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "pretrain" / "model"
 from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
 
 from uniaudio.configs.parallel import ParallelConfig
+from uniaudio.pretrain.data.sequence import Sequence
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
+from uniaudio.pretrain.generate.request import Request
+from uniaudio.pretrain.generate.slots import generate_codes
 from uniaudio.pretrain.model.decode import DecodeState, Prompt
 from uniaudio.pretrain.model.decode_weights import DecodeWeights
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layout_module
+from uniaudio.pretrain.sampling import Sampling
 
 FORMS = {"paper": {**PAPER_FORM, "prefix_lm": True}, "released": RELEASED_FORM}
 Result = dict[str, torch.Tensor]
@@ -32,7 +38,8 @@ def results(form: str, tensor) -> Result:
     state = DecodeState(DecodeWeights(model, [torch.arange(VOCABULARY.size)] * 3), rows=1, max_frames=16)
     state.prefill([Prompt(batch.codes_BTQ[0, :4])])
     hidden = state.step(batch.codes_BTQ[0, 4:5])
-    found = {"logits": model.logits(batch).detach(), "sums": sums.detach(), "counts": counts, "hidden": hidden}
+    found_codes = greedy_codes(tensor, FORMS[form])
+    found = {"codes": found_codes, "logits": model.logits(batch).detach(), "sums": sums.detach(), "counts": counts, "hidden": hidden}
     found["step"] = torch.stack([state.level_logits(hidden, batch.codes_BTQ[0, 5:6], level) for level in range(3)])
     for name, parameter in model.named_parameters():
         found[f"grad {name}"] = parameter.grad
@@ -41,6 +48,18 @@ def results(form: str, tensor) -> Result:
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}, "only parameters, under the same names"
     model.load_state_dict(model.state_dict())
     return found
+
+
+def greedy_codes(tensor, form: dict) -> torch.Tensor:
+    """What two requests generate in the frame loop, (2, 6, 3)."""
+    vocabulary = load_vocabulary("paper")
+    model = MultiScaleTransformer(tiny_config(max_positions=32, **form), vocabulary, tensor_parallel=tensor, seed=4)
+    documents = []
+    for length in (5, 8):
+        codes = np.random.default_rng(length).integers(0, vocabulary.size, (length, 3))
+        documents.append(Sequence(codes, np.zeros(codes.shape, np.int8), np.zeros((0, 0)), np.zeros(0, np.int32), 0))
+    made = generate_codes(model, vocabulary, [Request(document, Sampling(), 3, 6, 6) for document in documents])
+    return torch.from_numpy(np.stack([clip.codes_TQ for clip in made]).astype(np.int64))
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -71,6 +90,7 @@ def ranks(tmp_path_factory) -> dict[str, list[Result]]:
 def test_two_processes_compute_what_one_does(form, ranks) -> None:
     one = results(form, None)
     for two in ranks[form]:
+        assert torch.equal(two["codes"], one["codes"])
         for name in ("logits", "sums", "counts", "hidden", "step"):
             torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=2e-5, msg=name)
 

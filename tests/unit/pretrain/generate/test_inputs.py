@@ -11,7 +11,7 @@ from uniaudio.configs.tasks import load_task
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.sequence import MASKED, build_prompt_sequence
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
-from uniaudio.pretrain.generate.inputs import Inputs, make_tokenizers, read_views
+from uniaudio.pretrain.generate.inputs import Inputs, input_names, make_tokenizers, read_views
 
 VOCABULARY = load_vocabulary("paper")
 
@@ -47,6 +47,7 @@ def test_every_task_takes_its_natural_inputs(task, wav):
     given = {name: wav if value is True else value for name, value in TASKS[task].items()}
     made = views(task, Inputs(**given))
     assert set(made) == {segment.key for segment in load_task(task).conditions}
+    assert set(given) <= set(input_names(load_task(task))) <= set(given) | {"phones", "language", "alignment", "midi"}
     document = build_prompt_sequence(load_task(task), made, VOCABULARY, 3)
     assert document.codes_LQ[-1, 0] == VOCABULARY.special("<audio_start>")
     if "prompt" in made:
