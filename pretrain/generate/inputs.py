@@ -17,6 +17,7 @@ from uniaudio.configs.tasks import CONTINUOUS, SegmentConfig, TaskConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain.generate.edit import edited_views
 from uniaudio.pretrain.generate.request import FRAME_RATE
+from uniaudio.pretrain.generate.score import sung_views
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE, BadAudio, audio_seconds, load_audio
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.schema import UNKNOWN_PHONE
@@ -115,6 +116,10 @@ def read_views(task: TaskConfig, inputs: Inputs, tokenizers: Mapping[str, Tokeni
     views: Views = {}
     if any(segment.draw == "masked" for segment in task.conditions):
         views |= edited_views(task, inputs.text, inputs.replace, reader.source, tokenizers)
+    keys = {segment.key for segment in task.conditions}
+    if "midi" in keys and inputs.midi is not None and inputs.source is None:
+        sung = sung_views(reader.words(inputs.text, "text"), inputs.language, inputs.midi, tokenizers)
+        views |= {key: view for key, view in sung.items() if key in keys}
     for segment in task.conditions:
         if segment.key not in views:
             views[segment.key] = reader.read(segment)
@@ -137,12 +142,12 @@ class _Reader:
             return self._encode(segment.view, self._prompt())
         if segment.modality == CONTINUOUS:
             own = segment.view.endswith(".instruction")
-            words = self._words(inputs.instruction if own else inputs.text, "instruction" if own else "text")
+            words = self.words(inputs.instruction if own else inputs.text, "instruction" if own else "text")
             return self._encode(segment.view, _spoken("sound", text=words, caption=words))
         if segment.view == "phone":
             return self._phones()
         if segment.durations == "keep" and self._inputs.alignment is None:
-            self._words(self._inputs.text, "text")
+            self.words(self._inputs.text, "text")
         return self._encode(segment.view, self.source)
 
     @cached_property
@@ -176,7 +181,8 @@ class _Reader:
                 f"--{option}: cannot use the recording ({error.reason})", seen=error.detail, remedy="give another file"
             ) from error
 
-    def _words(self, words: str | None, option: str) -> str:
+    def words(self, words: str | None, option: str) -> str:
+        """The words given; UserError where there are none."""
         if words is None or not words.strip():
             raise UserError(f"task {self._task.name} needs words", seen=repr(words), remedy=f'--{option} "..."')
         return words
@@ -185,7 +191,7 @@ class _Reader:
         """(P, 2) of the phonemes or the words given."""
         inputs = self._inputs
         if inputs.phones is not None:
-            names = self._words(inputs.phones, "phones").split()
+            names = self.words(inputs.phones, "phones").split()
             unknown = [name for name in names if name not in inventory()]
             if unknown:
                 raise UserError(
@@ -193,7 +199,7 @@ class _Reader:
                     remedy="names of tokenize_farm/tokenizers/data/phones.txt, or give --text",
                 )  # fmt: skip
             return np.array([(inventory()[name], 0) for name in names], np.uint16)
-        words = self._words(inputs.text, "text")
+        words = self.words(inputs.text, "text")
         if inputs.language and not knows_language(inputs.language):
             raise UserError("no phonemes in this language", seen=inputs.language, allowed="a language of espeak-ng: en, fr, de, cmn, ...")
         phones = self._encode("phone", _spoken("speech", text=words, language=inputs.language))
