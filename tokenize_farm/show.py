@@ -114,11 +114,24 @@ def _panel(axis: "Axes", view: str, array: np.ndarray) -> None:
     if base_view(view) in ("audio", "text"):
         axis.imshow(array.astype(np.float32).T, aspect="auto", interpolation="nearest", origin="lower")
     elif base_view(view) == "phone":
-        from uniaudio.tokenize_farm.tokenizers.phones import inventory
+        from uniaudio.tokenize_farm.tokenizers import phones, sing_phones
 
-        names = list(inventory())
-        axis.set(xticks=[], yticks=[])
-        axis.text(0.01, 0.5, fill(" ".join(names[i] for i in array[:, 0].tolist()), _LINE), va="center", transform=axis.transAxes)
+        names = list((sing_phones if view == "phone.singing" else phones).inventory())
+        _phones(axis, [names[i] for i in array[:, 0].tolist()], array[:, 1])
     else:
         axis.plot(array, drawstyle="steps-mid")
         axis.set_xlim(0, len(array))
+
+
+def _phones(axis: "Axes", names: list[str], frames: np.ndarray) -> None:
+    """Phones in a row where nothing is known of their times, else each over the frames that it lasts."""
+    axis.set(xticks=[], yticks=[])
+    if not frames.any():
+        axis.text(0.01, 0.5, fill(" ".join(names), _LINE), va="center", transform=axis.transAxes)
+        return
+    ends = np.cumsum(frames)
+    axis.set_xlim(0, int(ends[-1]))
+    axis.vlines(ends, 0, 1, linewidth=0.5, color="gray")
+    for name, end, lasts in zip(names, ends.tolist(), frames.tolist()):
+        if lasts:
+            axis.text(end - lasts / 2, 0.5, name, ha="center", va="center", fontsize=8)

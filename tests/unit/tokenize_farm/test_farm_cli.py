@@ -37,6 +37,7 @@ def shards(tmp_path: Path) -> Path:
         "audio": rng.integers(0, 1024, (50, 8), dtype=np.uint16),
         "midi": rng.integers(0, 138, 50, dtype=np.uint16),
         "phone": PhoneTokenizer({}).encode_text("hello world", "en"),
+        "phone.singing": np.array([[0, 10], [5, 40]], np.uint16),
         "text": rng.standard_normal((5, 384)).astype(np.float16),
     }
     clip = TokenizedClip("hello_1", {"id": "hello 1", "kind": "speech", "seconds": 1.0, "text": "hello world"}, views)
