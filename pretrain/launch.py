@@ -85,7 +85,7 @@ def only_training(run: RunConfig) -> Iterator[None]:
     """One training an output folder: held by the command that starts the ranks, or by rank 0 of those that another launcher started.
 
     Raises:
-        UserError: another training holds it.
+        Unavailable: another training holds it.
     """
     if PARENT in os.environ or int(os.environ.get("RANK", "0")) > 0:
         yield

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from uniaudio.errors import UserError
+from uniaudio.errors import Unavailable, UserError
 from uniaudio.log import get_logger
 
 # A killed process may leave children that hold its lock for some seconds (workers of a loader look for their parent every five).
@@ -30,7 +30,9 @@ def only_writer(
         patience: seconds to wait for a holder that is about to end.
 
     Raises:
-        UserError: another process holds it, named by host and process number; the folder cannot be made or written.
+        Unavailable: another process holds it, named by host and process number. (A file server gives back the lock of a node that died
+            only after a minute or two: a scheduler queues the job again.)
+        UserError: the folder cannot be made or written.
     """
     path = folder / name
     try:
@@ -41,7 +43,7 @@ def only_writer(
     with handle:
         if not _acquire(handle.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience):
             holder = path.read_text(encoding="utf-8").strip() or "another process"
-            raise UserError(
+            raise Unavailable(
                 f"another {what} is writing into this folder", seen=f"{folder} ({holder})", remedy=f"wait for it, or give another {key}"
             )
         with suppress(OSError):  # a full disk: the name is for the message above alone

@@ -128,7 +128,7 @@ def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
 def test_a_second_training_in_the_same_folder_is_refused(folder: Path) -> None:
     with only_writer(folder / "taken", what="training", key="train.output_dir"):
         code, errors = finish(start(folder, "taken"))
-    assert code == 2
+    assert code == 69, "a scheduler tries again: the lock of a node that died is given back late"
     [line] = errors.strip().splitlines()
     assert f"another training is writing into this folder | seen: {folder / 'taken'} (process {os.getpid()} on" in line
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from uniaudio import lock
-from uniaudio.errors import UserError
+from uniaudio.errors import Unavailable, UserError
 from uniaudio.lock import only_writer
 
 HOLDER = """
@@ -33,7 +33,7 @@ def test_a_second_writer_is_told_who_holds_the_folder_and_a_killed_one_holds_not
     folder = tmp_path / "made" / "here"
     process = hold(folder)
     message = rf"another training is writing into this folder .*process {process.pid} on .*give another train\.output_dir"
-    with pytest.raises(UserError, match=message), only_writer(folder, what="training", key="train.output_dir", patience=0.2):
+    with pytest.raises(Unavailable, match=message), only_writer(folder, what="training", key="train.output_dir", patience=0.2):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
