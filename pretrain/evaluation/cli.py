@@ -58,7 +58,7 @@ def evaluate(
     if strange := [name for name in wanted if name not in evaluator.run.data.tasks]:
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
     measures_of(wanted[0], chosen)  # an unknown measure is told before any work
-    plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed)
+    plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None)
     results = []
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

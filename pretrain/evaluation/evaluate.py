@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.log import get_logger
 from uniaudio.pretrain.checkpoint import load_model, read_tokenizers
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.evaluation.held_out import HeldOut, HeldOutTask
@@ -25,18 +27,21 @@ from uniaudio.pretrain.generate.slots import Slots, decode_weights
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.sampling import Sampling, candidate_seed
 
+logger = get_logger("evaluate")
 LONGEST = 2.0  # a generated clip is at most so many times as long as the held-out one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate. clips: generated a task (0: the likelihood alone). rows: of held-out frames for the likelihood."""
+    """What to evaluate. clips: generated a task (0: the likelihood alone). rows: of held-out frames for the likelihood. pass_over: tasks
+    that no held-out clip serves are told and left out, instead of an error."""
 
     tasks: tuple[str, ...]
     clips: int = 16
     rows: int = 64
     measures: tuple[str, ...] | None = None
     seed: int = 0
+    pass_over: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -70,10 +75,20 @@ class Evaluator:
         return cls(model, run, vocabulary, read_tokenizers(checkpoint))
 
     def evaluate(self, plan: Plan, told: Callable[[str], None] = lambda what: None) -> Iterable[TaskResult]:
-        """One result a task. `told` hears what is being done."""
+        """One result a task. `told` hears what is being done.
+
+        Raises:
+            UserError: no held-out clip serves a task (but for plan.pass_over), or a measure's model is not installed.
+        """
         for name in plan.tasks:
             told(f"{name}: likelihood")
-            held_out = HeldOutTask(self.run, self.vocabulary, name, rows=plan.rows)
+            try:
+                held_out = HeldOutTask(self.run, self.vocabulary, name, rows=plan.rows)
+            except UserError as error:
+                if not plan.pass_over:
+                    raise
+                logger.warning("task %s is left out: %s", name, error)
+                continue
             try:
                 found = likelihood(self.model, held_out.batches, vocabulary_size=self.vocabulary.size)
                 makes_audio = held_out.task.target.modality == "audio"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from uniaudio.configs.data import MixConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.tasks import TaskConfig, load_task
 from uniaudio.errors import UserError
@@ -41,7 +42,7 @@ class HeldOutTask:
 
     def __init__(self, run: RunConfig, vocabulary: Vocabulary, task: str, *, rows: int) -> None:
         self.task: TaskConfig = load_task(task)
-        data = run.data.model_copy(update={"tasks": (task,), "workers": 0, "mix": type(run.data.mix)()})
+        data = run.data.model_copy(update={"tasks": (task,), "workers": 0, "mix": MixConfig(), "bad_shards": "stop"})
         self._loader: Loader = make_loader(data, run.model, vocabulary, split="valid")
         self._builder = SequenceBuilder(
             self.task, vocabulary, run.model.num_codebooks, loss_on=run.data.loss_on, prefix_lm=run.model.prefix_lm
@@ -58,7 +59,7 @@ class HeldOutTask:
         for sequence in (sequence for batch in self.batches for sequence in _sequences(batch)):
             clip = int(next(clips))
             key = self._loader.planner.clips.key(clip)
-            if key in found or sequence is None:
+            if key in found:
                 continue
             views = self._builder.revert(sequence)
             target = views.pop(self.task.target.key)
@@ -78,21 +79,17 @@ class HeldOutTask:
             return reader.meta(reader.index.keys.tolist().index(key.rsplit("/", 1)[1]))
 
 
-def _sequences(batch: Batch) -> Iterator[Sequence | None]:
-    """The documents of a micro-batch in order; None for one that a bad shard has turned into padding."""
+def _sequences(batch: Batch) -> Iterator[Sequence]:
+    """The documents of a micro-batch in order."""
     frames = batch.codes_BTQ.shape[1]
     for row in range(batch.codes_BTQ.shape[0]):
         starts = [*batch.document_starts_BD[row].tolist(), frames]
         for number in range(int((batch.task_ids_BD[row] >= 0).sum())):
             begin, end = starts[number], starts[number + 1]
-            mask = batch.target_mask_BTQ[row, begin:end]
-            if not mask.any():
-                yield None
-                continue
             inside = (batch.text_positions_BS[row] >= begin) & (batch.text_positions_BS[row] < end)
             yield Sequence(
                 batch.codes_BTQ[row, begin:end].numpy(),
-                mask.numpy(),
+                batch.target_mask_BTQ[row, begin:end].numpy(),
                 batch.text_states_BSC[row][inside].numpy(),
                 (batch.text_positions_BS[row][inside] - begin).numpy(),
                 int(batch.prefix_lengths_BD[row, number]),

@@ -77,13 +77,13 @@ class Judge:
         }
 
     def judge(self, measures: Sequence[str], clips: Sequence[Heard]) -> dict[str, Interval]:
-        """Measure -> mean over clips with its interval; clips without sound count as failed where a measure cannot be taken."""
+        """Measure -> mean over clips with its interval. A clip without sound has all words wrong, and no other value."""
         found: dict[str, Interval] = {}
         for name in measures:
             if name == "frechet":
                 found[name] = self._frechet(clips)
                 continue
-            values = [self._one[name](clip) for clip in clips if len(clip.made)]
+            values = [self._one[name](clip) for clip in clips if len(clip.made) or name in ("cer", "wer")]
             sums, weights = zip(*values) if values else ((), ())
             found[name] = weighted_mean(np.array(sums, np.float64), np.array(weights, np.float64))
         return found
@@ -100,8 +100,8 @@ class Judge:
             return math.nan, 1
         if self._recogniser is None:
             self._recogniser = Recogniser()
-        heard = self._recogniser.transcribe(clip.made, clip.language.split("-")[0] if clip.language else None)
-        return count(clip.text, heard)
+        language = clip.language.split("-")[0] if clip.language else None
+        return count(clip.text, self._recogniser.transcribe(clip.made, language) if len(clip.made) else "")
 
 
 def _aligned(measure: Callable[[np.ndarray, np.ndarray], float], clip: Heard) -> float:

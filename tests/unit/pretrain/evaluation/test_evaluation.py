@@ -82,6 +82,13 @@ def test_a_task_without_held_out_clips_is_named(run: RunConfig, tmp_path: Path) 
         HeldOutTask(other, VOCABULARY, "sound", rows=4)
 
 
+def test_of_all_tasks_those_without_held_out_clips_are_passed_over(evaluator: Evaluator) -> None:
+    evaluator.run = evaluator.run.model_copy(update={"data": evaluator.run.data.model_copy(update={"shards": "nowhere"})})
+    assert list(evaluator.evaluate(Plan(("se",), clips=0, pass_over=True))) == []
+    with pytest.raises(UserError):
+        next(iter(evaluator.evaluate(Plan(("se",), clips=0))))
+
+
 def test_likelihood_is_that_of_the_logits(run: RunConfig, model: MultiScaleTransformer) -> None:
     batches = HeldOutTask(run, VOCABULARY, "tts", rows=4).batches
     found = likelihood(model, batches, vocabulary_size=VOCABULARY.size)
@@ -128,9 +135,9 @@ def test_errors_are_pooled_over_characters(monkeypatch: pytest.MonkeyPatch) -> N
     judge = Judge()
     judge._recogniser = SimpleNamespace(transcribe=lambda samples, language: {3: "abcd", 5: "abxx"}[len(samples)])  # type: ignore[assignment]
     clips = [Heard(np.zeros(n), np.zeros(n), text=text, language="en-us") for n, text in ((3, "abcd"), (5, "abcdefgh"), (7, None))]
-    with pytest.raises(KeyError):
-        judge.judge(["cer"], [Heard(np.zeros(7), np.zeros(7), text="words")])
     assert judge.judge(["cer"], clips)["cer"].mean == pytest.approx(6 / 12)
+    silent = Heard(np.zeros(0), np.zeros(9), text="abcd")
+    assert judge.judge(["cer", "mcd"], [silent])["cer"].mean == 1 and judge.judge(["mcd"], [silent])["mcd"].count == 0
 
 
 def test_measures_are_those_of_the_task_and_unknown_ones_are_named() -> None:
