@@ -16,6 +16,7 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity, Restored
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
+from uniaudio.pretrain.data.remote import has_split, local_folder
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
@@ -90,7 +91,7 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Load
         "data_parallel_size": layout.data_parallel_size,
         "gradient_accumulation": run.optim.gradient_accumulation,
     }
-    has_valid = any(any(Path(folder).glob("valid-*.json")) for folder in run.data.folders)
+    has_valid = any(has_split(place, "valid", run.data) for place in run.data.folders)
     if not has_valid:
         logger.warning("no held-out shards (valid-*) in %s: nothing to evaluate on", run.data.shards)
     train = make_loader(run.data, run.model, vocabulary, split="train", **share)
@@ -117,7 +118,7 @@ def train(run: RunConfig) -> int:
     run_id = outputs.tracker.run_id if outputs.tracker else None
     trainer = Trainer(
         engine,
-        Identity(run, vocabulary, run_id, commit, shard_tokenizers(Path(run.data.folders[0]))),
+        Identity(run, vocabulary, run_id, commit, shard_tokenizers(local_folder(run.data.folders[0], run.data))),
         train=loaders.train,
         valid=loaders.valid,
         outputs=outputs,
@@ -166,7 +167,7 @@ def _tell_differences(run: RunConfig, restored: Restored) -> None:
 def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:
     output_dir = Path(run.train.output_dir)
     publish_bytes(output_dir / "config.yaml", dump_config(run).encode())
-    tags = {"git_commit": commit, **farm_runs(Path(run.data.folders[0]))}
+    tags = {"git_commit": commit, **farm_runs(local_folder(run.data.folders[0], run.data))}
     tracker = Tracker(run, run_id=restored.manifest["mlflow_run_id"] if restored else None, tags=tags)
     start = restored.step if restored else 0
     return Outputs(tracker, MetricsFile(output_dir / "metrics.jsonl", resume_step=start), Progress(run.train.steps, start))

@@ -410,4 +410,4 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 
 def _cat(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -24,6 +24,7 @@ _RETRY: Any = {
 }
 _PART_BYTES = 8 * 2**20  # of a multipart upload; smaller objects go in one request
 _READ_BYTES = 4 * 2**20
+_READ_TIMEOUT = "30 seconds"  # without a byte: a store that stalls is asked again
 
 
 class Store:
@@ -43,6 +44,16 @@ class Store:
         """A whole object."""
         with _faults(f"{self.address}/{name}"):
             return bytes(self._obstore.get(self._store, name).bytes())
+
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        with _faults(f"{self.address}/{name}"):
+            return int(self._obstore.head(self._store, name)["size"])
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from byte `start` on; fewer where it ends before."""
+        with _faults(f"{self.address}/{name}"):
+            return bytes(self._obstore.get_range(self._store, name, start=start, length=length))
 
     def download(self, name: str, path: Path, *, max_bytes: int) -> int:
         """Streams an object into `path` and returns its bytes; stops (ValueError) beyond `max_bytes`, so that no answer fills the disk."""
@@ -107,7 +118,7 @@ def _open(address: str) -> tuple[Any, Any]:
         raise UserError("an address of an unknown kind", seen=address, allowed=", ".join(f"{name}://" for name in SCHEMES))
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
     plain = scheme == "http" or endpoint.startswith("http://")
-    options: Any = {"timeout": "10 minutes", "read_timeout": "30 seconds", "connect_timeout": "10 seconds", "allow_http": plain}
+    options: Any = {"timeout": "10 minutes", "read_timeout": _READ_TIMEOUT, "connect_timeout": "10 seconds", "allow_http": plain}
     with _faults(address):
         return obstore, from_url(address, client_options=options, retry_config=_RETRY)
 

@@ -4,17 +4,19 @@ A dataset is one folder (or URL) of `data.shards`. N clips and S shards are numb
 of the shards' units and of the clips inside them. The columns are memory maps: only what a block of shards touches is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.draw import below
-from uniaudio.tokenize_farm.index_table import IndexTable, current_table
+from uniaudio.pretrain.data.remote import Remote
+from uniaudio.tokenize_farm.index_table import IndexTable, current_table, read_table, table_path
 
 logger = get_logger(__name__)
 
@@ -132,15 +134,20 @@ def dataset_names(places: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def load_clips(places: str | Path | Sequence[str], split: str) -> ClipTable:
+def load_clips(places: str | Path | Sequence[str], split: str, remotes: Mapping[str, Remote] = MappingProxyType({})) -> ClipTable:
     """Opens the merged index of every dataset; what the index of a folder lacks is worked out in memory.
+
+    `remotes`: what fetches from each place that is an address; its index must be there.
 
     Raises:
         UserError: no folder, no shard of the split, or a damaged index.
     """
     places = (str(places),) if isinstance(places, str | Path) else tuple(map(str, places))
-    tables = []
+    names, tables = dataset_names(places), []
     for place in places:
+        if place in remotes:
+            tables.append(_remote_table(place, remotes[place], split))
+            continue
         table, read = current_table(place, split)
         if read:
             logger.info("%s: %d shards are not in its merged index: read one by one; `uniaudio shards index %s`", place, read, place)
@@ -149,4 +156,16 @@ def load_clips(places: str | Path | Sequence[str], split: str) -> ClipTable:
         raise UserError(
             f"data.shards holds no clip of the split {split}", seen=", ".join(places), remedy="run `uniaudio tokenize`, or set data.shards"
         )
-    return ClipTable(split, dataset_names(places), tuple(tables))
+    found = [(name, table) for name, table in zip(names, tables) if len(table)]
+    return ClipTable(split, tuple(name for name, _ in found), tuple(table for _, table in found))
+
+
+def _remote_table(place: str, remote: Remote, split: str) -> IndexTable:
+    path = table_path(remote.refresh(), split)
+    if not path.is_file():
+        raise UserError(
+            f"no merged index of the split {split} at this address",
+            seen=f"{place}/index/{split}.safetensors",
+            remedy=f"run `uniaudio shards index {place}`, or index the folder before it is copied there",
+        )
+    return read_table(path, str(remote.folder))[0]

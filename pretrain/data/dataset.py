@@ -42,10 +42,10 @@ class BatchAssembler:
         ShardFault: a bad shard, where data.bad_shards is `stop`; where it is `skip`, its documents become padding, counted in `skipped`.
     """
 
-    def __init__(self, clips: ClipTable, data: DataConfig, model: ModelConfig, typesetter: Typesetter) -> None:
+    def __init__(self, clips: ClipTable, data: DataConfig, model: ModelConfig, typesetter: Typesetter, files: ShardFiles) -> None:
         self.clips, self.data, self.model, self.typesetter = clips, data, model, typesetter
         self.tasks, self.parts = typesetter.tasks, typesetter.parts
-        self.files = ShardFiles(clips, verify=data.verify)
+        self.files = files
         self.skipped = 0
         vocabulary = typesetter.vocabulary
         self._pad, self._continuous, self._hidden = (

@@ -27,6 +27,8 @@ from uniaudio.pretrain.data.dataset import BatchAssembler
 from uniaudio.pretrain.data.documents import Rows, pad_rows
 from uniaudio.pretrain.data.layout import Typesetter
 from uniaudio.pretrain.data.plan import Planner, place
+from uniaudio.pretrain.data.reading import ShardFiles
+from uniaudio.pretrain.data.remote import Remote, is_remote
 from uniaudio.pretrain.data.transfer import PackedBatches, pack, unpack
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
@@ -119,10 +121,15 @@ class Loader:
         return rows
 
     def rank_rows(self, step: int) -> list[Rows]:
-        """The rows of this rank's micro-batches."""
+        """The rows of this rank's micro-batches; the shards that they need are files of this host then."""
         rows, size = self.step_rows(step), self.micro_rows
         firsts = [(micro * self.ranks + self.rank) * size for micro in range(self.accumulation)]
-        return [rows.take(first, first + size) for first in firsts]
+        return [self._prepared(rows.take(first, first + size)) for first in firsts]
+
+    def _prepared(self, rows: Rows) -> Rows:
+        if rows.layout is not None:
+            self.assembler.files.prepare(rows.layout.pieces["shard"])
+        return rows
 
     def step_batches(self, step: int) -> list[Batch]:
         """The micro-batches of this rank for `step` (counted from 0), in the order of accumulation: a pure function of the step.
@@ -179,7 +186,7 @@ class Loader:
         turns = -(-total // self.ranks)
         rows = pad_rows(rows, turns * self.ranks * self.micro_rows)
         firsts = [(turn * self.ranks + self.rank) * self.micro_rows for turn in range(turns)]
-        return [self.assembler.batch(rows.take(first, first + self.micro_rows)) for first in firsts]
+        return [self.assembler.batch(self._prepared(rows.take(first, first + self.micro_rows))) for first in firsts]
 
     def info(self, step: int) -> dict[str, object]:
         """What `step` reads over all ranks: epoch of its first row, address of its first row, and the keys of its documents in order.
@@ -196,7 +203,12 @@ class Loader:
         phase, at = self.phase(step), self.first_row(step)
         epoch, block, row = place(at)
         done = epoch + (block + row / max(1, self.planner.size(phase, epoch, block))) / self.planner.num_blocks
-        values = {"data/row": float(step * self.rows_per_step), "data/phase": float(phase), "data/skipped_documents": float(self.skipped)}
+        values = {
+            "data/row": float(step * self.rows_per_step),
+            "data/phase": float(phase),
+            "data/skipped_documents": float(self.skipped),
+            "data/repeated_reads": float(self.assembler.files.repeated),
+        }
         return values | {f"data/epochs/{name}": repeat * done for name, repeat in self.planner.average_repeats(phase).items()}
 
     def close(self) -> None:
@@ -255,11 +267,13 @@ def make_loader(
     Raises:
         UserError: no shards, damaged ones, tasks that no clip serves, shapes that the model does not take.
     """
-    clips = load_clips(data.folders, split)
+    remotes = {place: Remote(place, data) for place in data.folders if is_remote(place)}
+    clips = load_clips(data.folders, split, remotes)
+    files = ShardFiles(clips, verify=data.verify, remotes=remotes)
     options = {"prompt_seconds": data.prompt_seconds, "loss_on": data.loss_on, "prefix_lm": model.prefix_lm}
     typesetter = Typesetter(clips, load_tasks(data.tasks), vocabulary, model.num_codebooks, **options)  # type: ignore[arg-type]
-    planner = Planner(clips, data, model, typesetter.lay_out)
-    assembler = BatchAssembler(clips, data, model, typesetter)
+    planner = Planner(clips, data, model, typesetter.lay_out, files.prefetch)
+    assembler = BatchAssembler(clips, data, model, typesetter, files)
     _tell(planner, split)
     return Loader(
         planner,

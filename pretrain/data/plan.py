@@ -55,6 +55,7 @@ class Planner:
         data: `tasks`, shape of a row, mix, seed.
         model: `num_codebooks` and `text_width`, against which the shards are checked.
         lay_out: what stands where in each document, worked out for a whole block at once and kept beside its rows.
+        announce: told the shards of a block when it begins to be planned, one block before it is read.
 
     Raises:
         UserError: a task of the train split that no clip serves, shards of too few levels or of another text width, unknown names in
@@ -62,9 +63,14 @@ class Planner:
     """
 
     def __init__(
-        self, clips: ClipTable, data: DataConfig, model: ModelConfig, lay_out: Callable[[Documents], Layout] | None = None
+        self,
+        clips: ClipTable,
+        data: DataConfig,
+        model: ModelConfig,
+        lay_out: Callable[[Documents], Layout] | None = None,
+        announce: Callable[[np.ndarray], None] | None = None,
     ) -> None:
-        self.clips, self.data, self._lay_out = clips, data, lay_out
+        self.clips, self.data, self._lay_out, self._announce = clips, data, lay_out, announce
         self.tasks = load_tasks(data.tasks)
         self.prompt_frames = max(1, round(data.prompt_seconds * FRAME_RATE))
         self.service = Service(clips, self.tasks)
@@ -170,6 +176,8 @@ class Planner:
         seed = self.data.seed + (phase << 32)
         order = shuffled(self.clips.num_shards, seed, epoch, salt("shards"))
         shards = order[block * self.data.shards_per_block : (block + 1) * self.data.shards_per_block]
+        if self._announce:
+            self._announce(shards)
         clips = self.clips.clips_of_shards(shards)
         neighbours = _Neighbours(self.clips, clips)
         left_out: Counter[str] = Counter()

@@ -4,17 +4,25 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.clips import ClipTable
+from uniaudio.pretrain.data.remote import Remote
+from uniaudio.tokenize_farm.index_table import IndexTable
 
 logger = get_logger(__name__)
 OPEN_SHARDS = 128
+_FETCHERS = 8  # ranges on their way at once
+_USED_SECONDS = 20.0  # how often the cache is told that a shard is in use
 _REMEDY = "run `uniaudio shards verify` on its folder; delete that shard's three files, run the farm again, then `uniaudio shards index`"
 
 
@@ -31,13 +39,54 @@ class ShardFiles:
     A shard once found bad stays bad: every later read of it fails at once, in every worker.
     """
 
-    def __init__(self, clips: ClipTable, *, verify: bool) -> None:
+    def __init__(self, clips: ClipTable, *, verify: bool, remotes: Mapping[str, Remote] = MappingProxyType({})) -> None:
         self.clips, self.verify = clips, verify
+        self._remotes = {str(remote.folder): remote for remote in remotes.values()}
+        self._coming: dict[int, Future[Path]] = {}
+        self._used: dict[int, float] = {}
+        self._fetchers = ThreadPoolExecutor(_FETCHERS) if remotes else None
         self._open: OrderedDict[int, int] = OrderedDict()
         self._state = np.frombuffer(
             mmap.mmap(-1, max(1, clips.num_shards)), np.uint8
         )  # shared with forked workers: 0 unknown, 1 good, 2 bad
         self._lock = threading.Lock()
+
+    def prefetch(self, shards: np.ndarray) -> None:
+        """Begins to fetch remote shards that a coming block needs. Not for workers."""
+        for shard in shards.tolist() if self._fetchers else ():
+            self._fetch(shard)
+
+    def prepare(self, shards: np.ndarray) -> None:
+        """Waits until the remote ones among `shards` are files of this host, and keeps them from being evicted. Not for workers.
+
+        A shard that cannot be fetched counts as bad: whoever reads it gets the fault.
+        """
+        for shard in np.unique(shards).tolist() if self._fetchers else ():
+            if time.monotonic() < self._used.get(shard, 0.0) + _USED_SECONDS or self._state[shard] == 2:
+                continue
+            try:
+                if (coming := self._fetch(shard)) is not None:
+                    coming.result()
+                self._used[shard] = time.monotonic()
+            except OSError as error:
+                logger.warning("%s", self._fault(shard, "cannot be fetched", seen=error))
+            self._coming.pop(shard, None)
+
+    def _fetch(self, shard: int) -> "Future[Path] | None":
+        with self._lock:
+            table, place = self.clips.table_of(shard)
+            remote = self._remotes.get(table.directory)
+            if remote is None or self._fetchers is None:
+                return None
+            if shard not in self._coming:
+                name = f"{table.shard_name(place)}.tar"
+                self._coming[shard] = self._fetchers.submit(remote.fetch, name, int(table.tar_bytes[place]), _hex(table, place))
+            return self._coming[shard]
+
+    @property
+    def repeated(self) -> int:
+        """Ranges that a store had to be asked for again."""
+        return sum(remote.repeated for remote in self._remotes.values())
 
     def read_into(self, shard: int, offset: int, target: memoryview) -> None:
         """Fills `target` from byte `offset` of the shard's tar; ShardFault where that cannot be."""
@@ -83,7 +132,7 @@ class ShardFiles:
         if self.verify:
             with open(handle, "rb", closefd=False) as file:
                 seen = hashlib.file_digest(file, "sha256").hexdigest()
-            if seen != (expected := table.tar_sha256[place].tobytes().hex()):
+            if seen != (expected := _hex(table, place)):
                 raise self._fault(shard, "is not what its index says: a byte has changed", seen=f"sha256 {seen}", allowed=expected)
         self._state[shard] = 1
 
@@ -98,6 +147,12 @@ class ShardFiles:
         return np.flatnonzero(self._state == 2).tolist()
 
     def close(self) -> None:
-        """Closes every shard."""
+        """Closes every shard, and fetches no more."""
+        if self._fetchers:
+            self._fetchers.shutdown(wait=True, cancel_futures=True)
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _hex(table: IndexTable, shard: int) -> str:
+    return table.tar_sha256[shard].tobytes().hex()

@@ -17,6 +17,7 @@ ALLOWED_ACROSS = [
     ("pretrain/data", "uniaudio.tokenize_farm.schema"),
     ("pretrain/data", "uniaudio.tokenize_farm.shard_reader"),
     ("pretrain/data", "uniaudio.tokenize_farm.index"),
+    ("pretrain/data", "uniaudio.tokenize_farm.storage"),
     ("pretrain/generate", "uniaudio.tokenize_farm.tokenizers"),
     ("pretrain/generate", "uniaudio.tokenize_farm.audio"),
     ("pretrain/generate", "uniaudio.tokenize_farm.manifest"),
