@@ -17,6 +17,7 @@ from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity, Restored
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
 from uniaudio.pretrain.data.remote import has_split, local_folder
+from uniaudio.pretrain.data.shared import AnyLoader, open_shared, reading_group
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
@@ -37,8 +38,8 @@ logger = get_logger("train")
 class Loaders:
     """Batches of both splits; `valid` is None where no held-out shard was published."""
 
-    train: Loader
-    valid: Loader | None
+    train: AnyLoader
+    valid: AnyLoader | None
 
     def close(self) -> None:
         """Ends the workers of both."""
@@ -84,8 +85,8 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
     )
 
 
-def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Loaders:
-    """Train and valid loaders of this rank's data-parallel share, at the beginning of the data."""
+def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> Loaders:
+    """Train and valid loaders of this rank's data-parallel share, at the beginning of the data; of ranks with one share the first reads."""
     share: dict[str, Any] = {
         "data_parallel_rank": layout.data_parallel_rank,
         "data_parallel_size": layout.data_parallel_size,
@@ -94,8 +95,19 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout) -> Load
     has_valid = any(has_split(place, "valid", run.data) for place in run.data.folders)
     if not has_valid:
         logger.warning("no held-out shards (valid-*) in %s: nothing to evaluate on", run.data.shards)
-    train = make_loader(run.data, run.model, vocabulary, split="train", **share)
-    return Loaders(train, make_loader(run.data, run.model, vocabulary, split="valid", **share) if has_valid else None)
+    share["pin"] = device.type == "cuda"
+
+    def open_split(split: str) -> AnyLoader:
+        def open_reader() -> Loader:
+            return make_loader(run.data, run.model, vocabulary, split=split, **share)
+
+        if layout.world_size == layout.data_parallel_size:
+            return open_reader()
+        group, source = reading_group(layout.data_parallel_size, run.parallel.tensor_parallel_size, layout.world_size)
+        no_states = torch.zeros(run.data.rows_per_micro_batch, run.data.max_text_states_per_row, run.model.text_width)
+        return open_shared(open_reader, group, source, no_states, pin=share["pin"])
+
+    return Loaders(open_split("train"), open_split("valid") if has_valid else None)
 
 
 def train(run: RunConfig) -> int:
@@ -106,7 +118,7 @@ def train(run: RunConfig) -> int:
     torch.manual_seed(run.train.seed)
     layout = layouts.initialize(run.parallel, device)
     vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
-    loaders = make_loaders(run, vocabulary, layout)  # before the engine: faults in the data show at once
+    loaders = make_loaders(run, vocabulary, layout, device)  # before the engine: faults in the data show at once
     engine = Engine(run, make_model(run, vocabulary, layout, device), layout, device=device)
     restored = _start_from(run, engine, vocabulary)
     if restored:

@@ -23,7 +23,8 @@ from uniaudio.pretrain import launch
 from uniaudio.pretrain.checkpoint import Identity, restore
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.data.loader import DataPosition, Loader
+from uniaudio.pretrain.data.loader import DataPosition
+from uniaudio.pretrain.data.shared import AnyLoader
 from uniaudio.pretrain.engine import Engine, StepStatistics
 from uniaudio.pretrain.metrics import (
     Clock,
@@ -93,8 +94,8 @@ class Trainer:
         engine: Engine,
         identity: Identity,
         *,
-        train: Loader,
-        valid: Loader | None,
+        train: AnyLoader,
+        valid: AnyLoader | None,
         outputs: Outputs,
         start: int,
         clock: Clock | None = None,

@@ -261,11 +261,28 @@ def index_shards(directory: str, as_json: bool) -> None:
 @click.option("--clip", "key", help="Show one clip by its key or manifest id.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --clip: write a picture of its views and its decoded sound.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
-def show(directory: Path, key: str | None, out: Path | None, as_json: bool) -> None:
-    """What DIRECTORY holds, or one clip of it.
+@click.option("--task", help="Print the sequence that a task makes of the clip (of the first one without --clip), frame by frame.")
+@click.option("--vocabulary", default="paper", show_default=True, help="With --task: the table of token ids.")
+@click.option("--codebooks", default=3, show_default=True, type=click.IntRange(1), help="With --task: codes of a frame.")
+@click.pass_obj
+def show(
+    packages: dict | None,
+    directory: Path,
+    key: str | None,
+    out: Path | None,
+    as_json: bool,
+    task: str | None,
+    vocabulary: str,
+    codebooks: int,
+) -> None:
+    """What DIRECTORY holds, one clip of it, or a clip as a sequence of tokens.
 
     Example: uniaudio shards show work/demo/shards --clip en_hello --out work/demo/look
     """
+    if task is not None:
+        lines = (packages or {})["sequence_lines"](directory, task, clip=key, vocabulary=vocabulary, num_codebooks=codebooks)
+        click.echo("\n".join(lines))
+        return
     from uniaudio.tokenize_farm import show as showing
 
     if key is None:

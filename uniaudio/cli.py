@@ -1,7 +1,9 @@
 """The command `uniaudio`: loads each command from the package that owns it, and only when it is called."""
 
 import sys
+from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -66,11 +68,19 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """UniAudio: one language model for speech, sound, music and singing.
 
     Example: uniaudio demo --out work/demo
     """
+    ctx.obj = {"sequence_lines": _sequence_lines}  # what a command of one package shows of another's, which it may not import
+
+
+def _sequence_lines(*arguments: Any, **options: Any) -> Iterator[str]:
+    from uniaudio.pretrain.data.show import sequence_lines
+
+    return sequence_lines(*arguments, **options)
 
 
 def main() -> None:
@@ -78,7 +88,7 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except UserError as error:
-        click.echo(f"uniaudio: error: {error}", err=True)
+        click.echo("\n".join([f"uniaudio: error: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

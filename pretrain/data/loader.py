@@ -78,6 +78,7 @@ class Loader:
     @position.setter
     def position(self, position: DataPosition) -> None:
         self._position = position
+        self._prefetched = None
         self._addresses: OrderedDict[int, int] = OrderedDict({position.step: position.row})
 
     @property

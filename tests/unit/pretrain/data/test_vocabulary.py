@@ -88,7 +88,7 @@ def test_a_mismatch_shows_both_tables() -> None:
         (lambda table: table.audio_level(3), r"no such audio level.*0\.\.2"),
         (lambda table: table.token_name(4212), r"no such id.*0\.\.4211"),
         (lambda table: Vocabulary.from_table({"name": "x"}), "not a vocabulary table"),
-        (lambda table: load_vocabulary("papre"), "allowed: paper, released"),
+        (lambda table: load_vocabulary("papre"), "allowed: extended, paper, released"),
     ],
 )
 def test_faults_name_what_was_seen(call, message: str) -> None:
