@@ -152,7 +152,7 @@ class Loader:
         if isinstance(packed, UserError):
             raise packed
         self._count(packed.skipped)
-        return unpack(packed, self.assembler.no_states)
+        return unpack(packed, self.assembler.pool)
 
     def _count(self, skipped: int) -> None:
         """Adds up the documents that bad shards took away, and names each such shard once."""
@@ -244,7 +244,7 @@ class _Micros(Dataset[PackedBatches | UserError]):
             batches = [self.assembler.batch(micro) for micro in rows]
         except UserError as error:
             return error
-        return pack(batches, self.assembler.no_states, skipped=self.assembler.skipped - before)
+        return pack(batches, self.assembler.pool, skipped=self.assembler.skipped - before)
 
 
 def make_loader(

@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.data.states import StatesPool
 
 _ALIGNMENT = 64
+_STATES = [field.name for field in fields(Batch)].index("text_states_BSC")
+_PLACES = [field.name for field in fields(Batch)].index("text_positions_BS")
 Field = tuple[torch.dtype, tuple[int, ...], int]  # dtype, shape, first byte
 
 
 @dataclass(frozen=True)
 class PackedBatches:
-    """block: (bytes,) uint8. layout: for each batch its fields in order; None for the text states of a batch without text. skipped:
-    documents that became padding because their shard was bad."""
+    """block: (bytes,) uint8. layout: for each batch its fields in order; of the text states those that stand somewhere, (n, C), or None
+    for a batch without text. skipped: documents that became padding because their shard was bad."""
 
     block: torch.Tensor
     layout: list[list[Field | None]]
@@ -26,31 +29,46 @@ class PackedBatches:
         return replace(self, block=self.block.pin_memory())
 
 
-def pack(batches: Sequence[Batch], no_states: torch.Tensor, *, skipped: int = 0) -> PackedBatches:
-    """Copies the batches into one block; text states that are `no_states` itself (zeros that every process has) are left out."""
+def pack(batches: Sequence[Batch], pool: StatesPool, *, skipped: int = 0) -> PackedBatches:
+    """Copies the batches into one block; text states that are zeros everywhere are left out."""
     layout: list[list[Field | None]] = []
+    sources: list[tuple[torch.Tensor, Field]] = []
     end = 0
     for batch in batches:
-        fields: list[Field | None] = []
-        for tensor in batch.as_tuple():
-            if tensor is no_states:
-                fields.append(None)
-                continue
-            fields.append((tensor.dtype, tuple(tensor.shape), end))
+        row: list[Field | None] = []
+        for number, tensor in enumerate(batch.as_tuple()):
+            if number == _STATES:
+                if tensor is pool.none:
+                    row.append(None)
+                    continue
+                tensor = tensor[batch.text_positions_BS >= 0]
+            row.append(field := (tensor.dtype, tuple(tensor.shape), end))
+            sources.append((tensor, field))
             end += math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT
-        layout.append(fields)
-    packed = PackedBatches(torch.empty(end, dtype=torch.uint8), layout, skipped)
-    for source, copy in zip(batches, unpack(packed, no_states)):
-        for tensor, target in zip(source.as_tuple(), copy.as_tuple()):
-            if target is not no_states:
-                target.copy_(tensor)
-    return packed
+        layout.append(row)
+    block = torch.empty(end, dtype=torch.uint8)
+    for tensor, field in sources:
+        _view(block, field).copy_(tensor)
+    return PackedBatches(block, layout, skipped)
 
 
-def unpack(packed: PackedBatches, no_states: torch.Tensor) -> list[Batch]:
+def unpack(packed: PackedBatches, pool: StatesPool) -> list[Batch]:
     """The batches as views of the block: the inverse of `pack`."""
-    return [Batch(*(no_states if field is None else _view(packed.block, *field) for field in fields)) for fields in packed.layout]
+    return [_unpack(packed.block, row, pool) for row in packed.layout]
 
 
-def _view(block: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> torch.Tensor:
+def _unpack(block: torch.Tensor, row: Sequence[Field | None], pool: StatesPool) -> Batch:
+    tensors = [pool.none if field is None else _view(block, field) for field in row]
+    if row[_STATES] is not None:
+        array, used = pool.take()
+        standing = tensors[_PLACES] >= 0
+        used[:] = (standing * torch.arange(1, standing.shape[1] + 1)).amax(dim=1).tolist()
+        states = torch.from_numpy(array)
+        states[standing] = tensors[_STATES]
+        tensors[_STATES] = states.pin_memory() if block.is_pinned() else states
+    return Batch(*tensors)
+
+
+def _view(block: torch.Tensor, field: Field) -> torch.Tensor:
+    dtype, shape, start = field
     return block[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
