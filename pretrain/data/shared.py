@@ -42,7 +42,8 @@ class SharedLoader:
     @position.setter
     def position(self, position: DataPosition) -> None:
         self._position = position
-        self._rows, self._asked = {position.step: position.row}, {}
+        self._rows = {position.step: position.row}
+        self._asked = {step: row for step, row in self._asked.items() if step < position.step}
         if self.reader:
             self.reader.position = position
 
