@@ -3,6 +3,7 @@
 Every draw is seeded by the clip's id, so a clip's variants are the same in any run, on any worker.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from uniaudio.configs.section import Section
 
 Kind = Literal["speech", "sound", "music", "singing"]
 Range = tuple[float, float]
+_PLACE = re.compile(r"\{[^}]*\}")
 
 
 class NoiseConfig(Section):
@@ -127,10 +129,24 @@ class SimulateConfig(Section):
             raise ValueError(f"simulate.edit makes {', '.join(sorted(clash))} already")
         if self.edit and self.instruct and (both := set(self.edit.kinds) & set(self.instruct.kinds)):
             raise ValueError(f"edit and instruct both write text.instruction of {', '.join(sorted(both))}")
+        for name, phrases, words in self._phrases():
+            known = {f"{{{word}}}" for word in words}
+            if not phrases:
+                raise ValueError(f"{name}: no phrase to ask for it with")
+            if unknown := sorted({found for phrase in phrases for found in _PLACE.findall(phrase)} - known):
+                raise ValueError(f"{name}: a phrase has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
         for name, (low, high) in self._ranges():
             if low > high:
                 raise ValueError(f"{name}: a range ascends; seen: [{low:g}, {high:g}]")
         return self
+
+    def _phrases(self) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        """(key, phrases, words that they may ask for)."""
+        for operation, phrases in (self.edit.operations if self.edit else {}).items():
+            events = {"add": ("event",), "remove": ("event",), "replace": ("event", "other")}
+            yield f"edit.operations.{operation}", phrases, ("sound", *events.get(operation, ()))
+        if self.instruct:
+            yield "instruct.phrases", self.instruct.phrases, ("voice", "pitch", "speed", "tone")
 
     def _ranges(self) -> Iterator[tuple[str, tuple[float, float]]]:
         sections: list[tuple[str, Section]] = [(f"views.{view}", step) for view, recipe in self.views.items() for step in recipe.steps]

@@ -37,6 +37,7 @@ class Recording:
     language: str | None = None
     caption: str | None = None
     midi: str | None = None
+    made_of: tuple[str, str] | None = None  # source and name of the recording that this one was made of: both lie in one split
     more: Mapping[str, str] = field(default_factory=dict)  # further keys of the row: alignment, gender, ...
 
 
@@ -89,7 +90,7 @@ def manifest_rows(
             dropped["duplicate"] += 1
             continue
         seen.add(digest)
-        split = split_of(source, recording.name, kind=recording.kind, speaker=recording.speaker, percent=percent)
+        split = split_of(*(recording.made_of or (source, recording.name)), kind=recording.kind, speaker=recording.speaker, percent=percent)
         parts = 1 if recording.text else ceil(seconds / max_seconds)  # a text belongs to the whole
         length = seconds / parts
         for part in range(parts):

@@ -21,9 +21,9 @@ def instruction(recipe: InstructRecipe, row: ManifestRow, samples: np.ndarray, d
         return row.instruction
     words = {name: str(row.custom[name]) for name in ("voice", "pitch", "speed", "tone") if row.custom.get(name)}
     words.setdefault("voice", _VOICES.get(str(row.custom.get("gender", "")).lower(), "voice"))
+    if not {"pitch", "speed", "tone"} <= set(words):
+        words = measured(row.text, samples) | words
     phrase = draw.choose(recipe.phrases)
-    for name, value in measured(row.text, samples).items() if not {"pitch", "speed", "tone"} <= set(words) else ():
-        words.setdefault(name, value)
     for name, value in words.items():
         phrase = phrase.replace("{" + name + "}", value)
     return None if "{" in phrase else phrase

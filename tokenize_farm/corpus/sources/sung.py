@@ -27,8 +27,9 @@ def _read(folders: Mapping[str, Path]) -> Iterator[Recording]:
         path = folders[MADE] / f"{make_id(spoken.name)}.wav"
         if path.is_file() or _make(spoken, path, aligner):
             name = f"sung/{spoken.name}"
+            made_of = ("asterisk-en", spoken.name)
             more = {"alignment": path.with_suffix(".ctm").name}
-            yield replace(spoken, path=path, name=name, kind="singing", midi=path.with_suffix(".mid").name, more=more)
+            yield replace(spoken, path=path, name=name, kind="singing", midi=path.with_suffix(".mid").name, more=more, made_of=made_of)
 
 
 def _make(spoken: Recording, path: Path, aligner: SphinxAligner) -> bool:

@@ -37,6 +37,7 @@ def _read(folders: Mapping[str, Path]) -> Iterator[Recording]:
             text=text,
             speaker=f"espeak-{variant}",
             language="en",
+            made_of=("asterisk-en", f"en/{key}"),  # the same words
             more={"gender": VARIANTS[variant], "speed": speed, "pitch": pitch},
         )
 

@@ -5,6 +5,7 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from corpus_builders import put
 
 from uniaudio.tokenize_farm.corpus import singing
 from uniaudio.tokenize_farm.corpus.build import SOURCES
-from uniaudio.tokenize_farm.corpus.source import MADE, manifest_rows
+from uniaudio.tokenize_farm.corpus.source import MADE, Recording, manifest_rows
 from uniaudio.tokenize_farm.corpus.sources import asterisk, voices
 from uniaudio.tokenize_farm.manifest import read_manifest, write_manifest
 from uniaudio.tokenize_farm.simulate.draw import Draw
@@ -91,3 +92,19 @@ def test_voices_are_described_by_their_rows(tmp_path: Path) -> None:
     order = [speed for speed in voices.SPEEDS if speed in lengths]
     assert len(order) > 1 and min(lengths[order[0]]) > max(lengths[order[-1]]), "slower is longer"
     assert json.dumps(found[0].more)
+
+
+def test_what_is_made_of_a_recording_lies_in_its_split(tmp_path: Path) -> None:
+    """Nothing held out is trained on as a song."""
+    speech = buzz(1.0)
+    made, spoken = [], []
+    for i in range(60):
+        soundfile.write(tmp_path / f"{i}.wav", speech + np.float32(1e-3 * i), 16_000)
+        recording = Recording(tmp_path / f"{i}.wav", f"en/w{i}", "speech", "CC0")
+        spoken.append(recording)
+        made.append(replace(recording, name=f"sung/en/w{i}", kind="singing", made_of=("asterisk-en", recording.name)))
+    splits = []
+    for source, recordings in (("asterisk-en", spoken), ("sung-en", made)):
+        rows = manifest_rows(source, recordings, origin="x", dropped=Counter(), seen=set(), percent=30)
+        splits.append([row.split for row in rows])
+    assert splits[0] == splits[1] and set(splits[0]) == {"train", "valid"}
