@@ -101,7 +101,11 @@ class Speed:
         """Speed of the `steps` since the last lap."""
         now = time.perf_counter()
         rate, self._since = steps * self._frames / (now - self._since), now
-        return {"frames_per_second": rate, "mfu": rate * self._share, "seconds_per_step": self._frames / rate}
+        return {"frames_per_second": rate, "mfu": self.mfu(rate), "seconds_per_step": self._frames / rate}
+
+    def mfu(self, frames_per_second: float) -> float:
+        """Share of all devices' peak at this speed."""
+        return frames_per_second * self._share
 
     def skip(self) -> None:
         """Leaves out the time since the last lap (an evaluation, a checkpoint)."""
