@@ -22,6 +22,10 @@ class ParallelConfig(Section):
         description="in the backward pass: selective computes the MLP's activation again (a quarter of the memory for about 1 % of the "
         "time), full the whole block from its input",
     )
+    sequence_parallel: bool = Field(
+        False,
+        description="under tensor parallelism: each rank holds its part of the tokens between the products, so norms are not repeated",
+    )
     stage_bounds: tuple[int, ...] | None = Field(
         None,
         description="pipeline: the first layer of each stage, and the number of layers; from the operations of each layer unless given",

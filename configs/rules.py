@@ -46,6 +46,13 @@ def check_run(run: RunConfig) -> None:
     _must_divide("parallel.tensor_parallel_size", tensor, "model.num_heads", model.num_heads)
     _must_divide("parallel.tensor_parallel_size", tensor, "model.local_num_heads", model.local_heads)
     _must_divide("parallel.tensor_parallel_size", tensor, "model.ffn_width", model.ffn_width)
+    tokens = run.data.rows_per_micro_batch * run.data.frames_per_row
+    if parallel.sequence_parallel and (tensor == 1 or tokens % tensor):
+        raise UserError(
+            "parallel.sequence_parallel cuts the frames of a micro-batch over the tensor-parallel ranks",
+            seen=f"{tokens} frames, parallel.tensor_parallel_size {tensor}",
+            allowed="2 or more ranks, and a multiple of them",
+        )
     layers = model.global_layers + model.local_layers + 3
     if parallel.pipeline_parallel_size > layers:
         raise UserError("parallel.pipeline_parallel_size exceeds the layers", seen=parallel.pipeline_parallel_size, allowed=f"1..{layers}")
@@ -84,6 +91,13 @@ def check_run(run: RunConfig) -> None:
             seen="parallel.zero_stage 0",
             allowed="1, 2, 3",
             remedy="set parallel.zero_stage=1: it costs nothing on one data-parallel rank",
+        )
+    if run.train.fp8 and (run.train.precision != "bf16" or tensor > 1 or model.width % 16 or model.ffn_width % 16):
+        raise UserError(
+            "train.fp8 needs bf16 around it, whole layers, and widths that are multiples of 16",
+            seen=f"train.precision {run.train.precision}, parallel.tensor_parallel_size {tensor}, model.width {model.width}, "
+            f"model.ffn_width {model.ffn_width}",
+            allowed="bf16, 1, 16 k, 16 k",
         )
     if run.parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")

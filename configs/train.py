@@ -15,6 +15,9 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    fp8: bool = Field(
+        False, description="products of the blocks with 8-bit operands, one scale a row (Hopper and later; the rest stays bf16)"
+    )
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
     evaluate_batches: int = Field(8, ge=1, description="micro-batches of held-out clips of one evaluation")

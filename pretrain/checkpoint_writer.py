@@ -54,7 +54,7 @@ class CheckpointWriter:
             for index, slots in enumerate(parts)
             if index % layout.data_parallel_size == layout.data_parallel_rank
         }
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=self._enter_device)
         self._files: Future[dict[str, list[HostFile]]] = self._thread.submit(self._allocate)  # pinning gigabytes takes seconds
         self._pending: Future[str | None] | None = None
         self._step = 0
@@ -107,6 +107,11 @@ class CheckpointWriter:
         )
 
     # ---- to host memory ----
+
+    def _enter_device(self) -> None:
+        """The thread's CUDA calls belong to this rank's GPU: a new thread stands on the first one, and would take memory there."""
+        if self._engine.device.type == "cuda":
+            torch.cuda.set_device(self._engine.device)
 
     def _allocate(self) -> dict[str, list[HostFile]]:
         """The files of each of this rank's parts, with the memory that they are written from."""

@@ -73,7 +73,8 @@ def set_threads(run: RunConfig) -> None:
 def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> MultiScaleTransformer:
     """The model of this rank, with the kernels of its device."""
     backend = choose_backend(run.model.kernels, device)
-    logger.info("device %s, precision %s, kernels %s", device, run.train.precision, backend)
+    products = ", products of the blocks in fp8" if run.train.fp8 else ""
+    logger.info("device %s, precision %s, kernels %s%s", device, run.train.precision, backend, products)
     return MultiScaleTransformer(
         run.model,
         vocabulary,
@@ -81,6 +82,7 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
         tensor_parallel=layout.tensor,
         backend=backend,
         recompute=run.parallel.recompute,
+        fp8=run.train.fp8,
         stage=stage_layers(run, vocabulary.size, layout.pipeline_rank) if layout.pipeline_size > 1 else None,
         seed=run.train.seed,
     )

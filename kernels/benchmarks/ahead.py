@@ -28,6 +28,7 @@ from uniaudio.kernels.decode_linear import triton_kernels as decode_linear
 from uniaudio.kernels.draw import Number, Setting
 from uniaudio.kernels.draw import triton_kernels as draw
 from uniaudio.kernels.embedding import triton_kernels as embedding
+from uniaudio.kernels.fp8_linear import triton_kernels as fp8_linear
 from uniaudio.kernels.frame_attention import triton_kernels as frame
 from uniaudio.kernels.loss import triton_kernels as loss
 from uniaudio.kernels.norm import triton_kernels as norm
@@ -170,6 +171,10 @@ def _optimizer() -> None:
     optimizer.adamw_step((flat, flat, flat, _bf16(4096)), segments, gradients, torch.ones(()), settings)
 
 
+def _fp8(width: int) -> None:
+    fp8_linear.quantize_rows(_bf16(64, width))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "frame_attention 3 x 128": lambda: _frame(3, 128),
     "frame_attention 8 x 128": lambda: _frame(8, 128),
@@ -195,6 +200,8 @@ CASES: dict[str, Callable[[], None]] = {
     "decode_linear 64 rows down": lambda: _decode_linear(64, 6144, 1536),
     "draw 1025 codes": _draw,
     "optimizer": _optimizer,
+    "fp8 rows 1536": lambda: _fp8(1536),
+    "fp8 rows 6144": lambda: _fp8(6144),
 }
 
 

@@ -40,7 +40,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """(..., D) -> (..., D)."""
         packed = self.qkv(x, self.packed_bias())
-        return self.out(attend(packed.view(*x.shape[:-1], self.num_heads, 3, self.head_dim)))
+        return self.out(attend(packed.unflatten(-1, (self.num_heads, 3, self.head_dim))))
 
 
 class Mlp(nn.Module):

@@ -13,6 +13,7 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.layers import Linear, Table
 from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.sequence import cut
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
 
 
@@ -21,6 +22,7 @@ class Embed(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_global: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
+        self.sequence_group = tensor.sequence_group
         self.mode, self.mega_global = config.embedding, mega_global
         self.backend = backend
         code_width = config.width if config.embedding == "sum" else config.width // config.num_codebooks
@@ -56,6 +58,8 @@ class Embed(nn.Module):
         batch = Batch(*state)
         shifted_XQ = self.shifted(batch.codes_BTQ, batch.positions_BT).flatten(0, 1)
         hidden_XD = self.place_text(self.frames(shifted_XQ, batch.positions_BT.flatten()), batch)
+        if self.sequence_group is not None:
+            hidden_XD = cut(hidden_XD, self.sequence_group)
         return tuple(
             State(
                 hidden_XD,

@@ -10,6 +10,7 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import document_ids_BT
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.sequence import whole
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_cross_entropy, vocabulary_logits, vocabulary_projection
 
 
@@ -30,8 +31,11 @@ class Head(nn.Module):
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were."""
         now = State(*state)
+        normed = self.norm(now.hidden)
+        if self.tensor.sequence_group is not None:
+            normed = whole(normed, self.tensor.sequence_group)
         losses_X = vocabulary_cross_entropy(
-            self.norm(now.hidden).flatten(0, 1),
+            normed.flatten(0, 1),
             self.projection.weight,
             targets_X=now.codes_BTQ.flatten(),
             mask_X=now.target_mask_BTQ.flatten(),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.model.layers import LayerNorm, Linear, Table
 from uniaudio.pretrain.model.state import State
+from uniaudio.pretrain.parallel.sequence import cut
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
 
 
@@ -19,6 +20,7 @@ class Link(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_local: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
+        self.sequence_group = tensor.sequence_group
         self.num_codebooks, self.mega_local = config.num_codebooks, mega_local
         self.backend = backend
         self.split = config.link == "split"
@@ -42,4 +44,6 @@ class Link(nn.Module):
         shifted_XQ = F.pad(now.codes_BTQ.flatten(0, 1)[:, :-1], (1, 0), value=self.mega_local)
         levels_Y = torch.arange(self.num_codebooks, device=shifted_XQ.device).repeat(shifted_XQ.shape[0])
         vectors_XQD = self.codes(shifted_XQ.flatten(), levels_Y).unflatten(0, shifted_XQ.shape)
+        if self.sequence_group is not None:
+            vectors_XQD = cut(vectors_XQD, self.sequence_group)
         return now.with_hidden(self.context(now.hidden) + vectors_XQD)

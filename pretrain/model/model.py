@@ -19,8 +19,9 @@ from uniaudio.pretrain.model.blocks import GlobalBlock, LocalBlock
 from uniaudio.pretrain.model.embed import Embed
 from uniaudio.pretrain.model.head import Head
 from uniaudio.pretrain.model.init import initialize_parameters
+from uniaudio.pretrain.model.layers import LayerNorm, Linear
 from uniaudio.pretrain.model.link import Link
-from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel
+from uniaudio.pretrain.parallel.tensor import Backend, ColumnLinear, RowLinear, TensorParallel
 
 
 class MultiScaleTransformer(nn.Module):
@@ -28,7 +29,8 @@ class MultiScaleTransformer(nn.Module):
 
     Built in float32 on the CPU with the initial values of (`seed`, parameter name), or without values where `seed` is None and a
     checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute`: what
-    is computed again in the backward pass. `stage`: the layers of a pipeline's stage; the others have shapes and names but no memory.
+    is computed again in the backward pass. `fp8`: the blocks' products in 8 bits. `stage`: the layers of a pipeline's stage; the others
+    have shapes and names but no memory.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class MultiScaleTransformer(nn.Module):
         tensor_parallel: TensorParallel | None = None,
         backend: Backend = "torch",
         recompute: Recompute = "none",
+        fp8: bool = False,
         stage: range | None = None,
         seed: int | None = 0,
     ) -> None:
@@ -64,6 +67,12 @@ class MultiScaleTransformer(nn.Module):
                 self.local_blocks.append(LocalBlock(config, recompute=recompute, **common))
         with next(places):
             self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, **common)
+        for name, layer in self.named_modules():  # the embedding works on all tokens, the others on this rank's
+            if isinstance(layer, LayerNorm | Linear) and not name.startswith("embed."):
+                layer.sequence_group = tensor.sequence_group
+        for module in [*self.global_blocks.modules(), *self.local_blocks.modules()] if fp8 else []:
+            if isinstance(module, ColumnLinear | RowLinear):
+                module.fp8 = backend
         if seed is not None:
             initialize_parameters(self, seed=seed, config=config, tensor=tensor)
 

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding, vocab_parallel_cross_entropy
     from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
 
+from uniaudio.pretrain.parallel.sequence import gathered_linear, scattered_linear, summed
 from uniaudio.pretrain.parallel.tensor import Backend, FrameMode, TensorParallel
 
 LOSS_CHUNK = 8192  # codes whose logits exist at once
@@ -41,13 +42,14 @@ class ColumnLinear(ColumnParallelLinear):
     def __init__(self, input_width: int, output_width: int, tensor: TensorParallel, *, bias_width: int) -> None:
         super().__init__(input_width, output_width, config=_config(tensor), init_method=nn.init.zeros_, bias=False, tp_group=tensor.group)
         _no_extra_state(self)
+        self.sequence_group = tensor.sequence_group
         if bias_width:
             self.bias = nn.Parameter(torch.empty(bias_width // tensor.size))
         self.skip_bias_add = True
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(..., input) -> (..., output / size); adds `bias` where given."""
-        output = super().forward(x)[0]
+        output = super().forward(x)[0] if self.sequence_group is None else gathered_linear(x, self.weight, self.sequence_group)
         return output if bias is None else output + bias
 
 
@@ -68,11 +70,14 @@ class RowLinear(RowParallelLinear):
             skip_bias_add=False,
             tp_group=tensor.group,
         )
+        self.sequence_group = tensor.sequence_group
         _no_extra_state(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input / size) -> (..., output)."""
-        return super().forward(x)[0]
+        if self.sequence_group is None:
+            return super().forward(x)[0]
+        return scattered_linear(x, self.weight, self.sequence_group) + summed(self.bias, self.sequence_group)
 
 
 class VocabularyEmbedding(VocabParallelEmbedding):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniaudio.kernels.embedding import frame_embedding
+from uniaudio.kernels.fp8_linear import fp8_linear
 from uniaudio.kernels.loss import linear_cross_entropy
 
 VOCABULARY_ALIGNMENT = 128
@@ -34,11 +35,20 @@ def choose_backend(kernels: Literal["auto", "triton", "torch"], device: torch.de
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This process in its tensor-parallel group; the default is one process and needs no process group."""
+    """This process in its tensor-parallel group; the default is one process and needs no process group.
+
+    sequence: between the products each rank holds its part of the tokens only (`pretrain.parallel.sequence`).
+    """
 
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
+    sequence: bool = False
+
+    @property
+    def sequence_group(self) -> dist.ProcessGroup | None:
+        """The group that the tokens are cut over; None where every rank has all of them."""
+        return self.group if self.sequence else None
 
 
 def padded_rows(vocabulary_size: int, tensor: TensorParallel) -> int:
@@ -57,8 +67,17 @@ def mark_cut(parameter: nn.Parameter, dim: int, tensor: TensorParallel, *, valid
     return parameter
 
 
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, fp8: Backend | None) -> torch.Tensor:
+    if fp8 is None:
+        return F.linear(x, weight, bias)
+    product = fp8_linear(x, weight, backend=fp8)
+    return product if bias is None else product + bias
+
+
 class ColumnLinear(nn.Module):
-    """y = x W^T on one process; weight (output, input)."""
+    """y = x W^T on one process; weight (output, input). `fp8`: the path of a product in 8 bits, None for one in the weight's dtype."""
+
+    fp8: Backend | None = None
 
     def __init__(self, input_width: int, output_width: int, *, bias_width: int = 0) -> None:
         super().__init__()
@@ -67,11 +86,13 @@ class ColumnLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(..., input) -> (..., output); adds `bias` (output,) where given: the module's own is left to the caller."""
-        return F.linear(x, self.weight, bias)
+        return _linear(x, self.weight, bias, self.fp8)
 
 
 class RowLinear(nn.Module):
-    """y = x W^T + b on one process; weight (output, input)."""
+    """y = x W^T + b on one process; weight (output, input). `fp8` as above."""
+
+    fp8: Backend | None = None
 
     def __init__(self, input_width: int, output_width: int) -> None:
         super().__init__()
@@ -80,7 +101,7 @@ class RowLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input) -> (..., output)."""
-        return F.linear(x, self.weight, self.bias)
+        return _linear(x, self.weight, self.bias, self.fp8)
 
 
 class VocabularyEmbedding(nn.Module):

@@ -49,7 +49,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, function: Callable
     os._exit(0)  # process groups of a world that may have failed are not waited for
 
 
-def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *, timeout: float = 120, **arguments: Any) -> list[Any]:
+def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *, timeout: float = 240, **arguments: Any) -> list[Any]:
     """`function(**arguments)` in `world_size` processes; its JSON results by rank. AssertionError with the traceback of one that failed."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()

@@ -89,3 +89,19 @@ def test_missing_file_and_unknown_name_are_refused():
 def test_missing_key_is_named():
     with pytest.raises(UserError, match="manifest: Field required"):
         validate(FarmConfig, {"output_dir": "x", "tokenizers": {"audio": {"name": "codec"}}}, source="farm")
+
+
+def test_fp8_without_what_it_needs_is_refused():
+    base = ["train.fp8=true", "parallel.zero_stage=1", "parallel.tensor_parallel_size=1"]
+    load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.precision=bf16"])
+    for wrong in ("train.precision=fp32", "parallel.tensor_parallel_size=2", "model.ffn_width=520"):
+        with pytest.raises(UserError, match=r"train\.fp8 needs bf16 around it.*seen: train\.precision"):
+            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.precision=bf16", wrong])
+
+
+def test_sequence_parallelism_needs_ranks_and_frames_that_divide():
+    good = ["parallel.sequence_parallel=true", "parallel.tensor_parallel_size=2"]
+    load_config(RunConfig, "demo_cpu", folder="runs", overrides=good)
+    for wrong in ("parallel.tensor_parallel_size=1", "data.frames_per_row=511 data.rows_per_micro_batch=1"):
+        with pytest.raises(UserError, match=r"parallel\.sequence_parallel cuts the frames.*allowed: 2 or more ranks"):
+            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*good, *wrong.split()])

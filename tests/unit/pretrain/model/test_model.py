@@ -45,6 +45,18 @@ def test_logits_losses_and_every_gradient_equal_the_plain_reference(form, prefix
         torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-8, atol=1e-9, msg=name)
 
 
+def test_products_in_8_bits_give_nearly_the_same_gradients() -> None:
+    batch, found = tiny_batch(3), []
+    for fp8 in (False, True):
+        model = build(tiny_config(width=48, num_heads=2, local_num_heads=2, ffn_width=64), fp8=fp8)
+        sums, counts = model(batch.as_tuple())
+        sums.sum().backward()
+        found.append((float(sums.sum() / counts.sum()), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
+    (plain, gradient), (loss, other) = found
+    assert loss != plain and abs(loss - plain) < 0.02 * plain
+    assert float(torch.cosine_similarity(gradient, other, dim=0)) > 0.97
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     batch, gradients = tiny_batch(3), []
     for recompute in ("none", "selective", "full"):
