@@ -278,14 +278,14 @@ class Trainer:
                 else f"{MAX_REWINDS} times since the checkpoint of step {restored.step}",
                 remedy="a lower optim.lr, another seed of the data, or train.spike_deviations=0 to let it pass",
             )
-        rows = (self.train.first_row(restored.step), self.train.first_row(self.step))
+        behind = self.train.first_row(self.step)
         logger.error(
-            "step %d: the loss is far above the recent ones (over %.4f); back to step %d, without rows %d to %d",
-            spike, self._spikes.limit, restored.step, rows[0], rows[1] - 1,
+            "step %d: the loss is far above the recent ones (over %.4f); back to step %d, without the batches of steps %d to %d",
+            spike, self._spikes.limit, restored.step, restored.step + 1, self.step,
         )  # fmt: skip
         self._spikes.forget()
         self.step = self._saved = restored.step
-        self.train.position = DataPosition(restored.step, rows[1])
+        self.train.position = DataPosition(restored.step, behind)
         if self.outputs.file:
             self.outputs.file.drop_after(restored.step)
         self._speed.skip()

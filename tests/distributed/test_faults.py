@@ -50,8 +50,10 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     import logging
 
     from uniaudio.configs.run import RunConfig
+    from uniaudio.pretrain.data.vocabulary import load_vocabulary
     from uniaudio.pretrain.engine import Engine, StepStatistics
-    from uniaudio.pretrain.train import train
+    from uniaudio.pretrain.parallel.layout import Layout
+    from uniaudio.pretrain.train import make_loaders, train
 
     original, messages = Engine.train_step, []
     calls = iter(range(1, 10_000))
@@ -77,13 +79,22 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     manifest = json.loads((folder / "checkpoints" / "step-00000050" / "manifest.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
-    return {"code": code, "steps": steps, "messages": messages, "row": manifest["data_position"]["row"], "clock": manifest["clock"]}
+    run = RunConfig.model_validate(config)
+    loader = make_loaders(run, load_vocabulary(run.model.vocabulary, run.model.num_codebooks), Layout()).train
+    return {
+        "code": code,
+        "steps": steps,
+        "messages": messages,
+        "row": manifest["data_position"]["row"],
+        "first_row_of": {str(step): loader.first_row(step) for step in (50, 56)},
+        "clock": manifest["clock"],
+    }
 
 
 def test_skip_leaves_the_update_out_and_names_the_documents(config: dict[str, Any], tmp_path: Path) -> None:
     config["train"]["on_non_finite"] = "skip"
     (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[4, 5], spikes=[])
-    assert done["code"] == 0 and done["steps"] == list(range(1, 51)) and done["row"] == 50
+    assert done["code"] == 0 and done["steps"] == list(range(1, 51)) and done["row"] == done["first_row_of"]["50"]
     said = [message for message in done["messages"] if "its update is left out" in message]
     assert len(said) == 2 and "step 4" in said[0] and "clip-0000" in said[0]
     assert done["clock"]["productive"] > 0
@@ -99,8 +110,8 @@ def test_a_spike_goes_back_and_leaves_its_batches_out(config: dict[str, Any], tm
     config["train"]["spike_deviations"] = 8.0
     (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
     assert done["code"] == 0 and done["steps"] == list(range(1, 51)), "the lines of the steps that were undone are gone"
-    assert [message for message in done["messages"] if "back to step 40, without rows 40 to 45" in message]
-    assert done["row"] == 56, "50 steps of one row, and six rows left out"
+    assert [message for message in done["messages"] if "back to step 40, without the batches of steps 41 to 46" in message]
+    assert done["row"] == done["first_row_of"]["56"], "50 steps, and the batches of six left out"
 
 
 def test_spikes_without_end_stop(config: dict[str, Any], tmp_path: Path) -> None:
