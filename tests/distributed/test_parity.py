@@ -19,6 +19,9 @@ from uniaudio.pretrain.checkpoint import load_model
 
 STEPS = 20
 TOLERANCE = 1e-5
+# AdamW divides by each gradient's own size, so an entry whose gradient is rounding noise moves by that noise at the full rate: the weights of
+# 20 steps at a rate of 0.01 agree less closely than the losses do.
+WEIGHT_TOLERANCE = 1e-4
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
 # Each makes a global batch of 4 rows; the world size is the product.
@@ -57,7 +60,7 @@ def run_layout(folder: Path, **options: Any) -> list[dict[str, Any]]:
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_model(folder, "cpu", torch.float32)[0].named_parameters())
+    return {name: weight.detach() for name, weight in load_model(folder, "cpu", torch.float32)[0].named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_a_layout_gives_the_losses_of_one_process(name: str, one_process: dict[s
     assert ranks[0]["valid"] == pytest.approx(one_process["valid"], rel=TOLERANCE)
     ours, truth = final_weights(tmp_path), final_weights(one_folder)
     for key, weight in truth.items():
-        assert float((ours[key] - weight).norm() / weight.norm().clamp(min=1e-3)) < TOLERANCE, key
+        assert float((ours[key] - weight).norm() / weight.norm().clamp(min=1e-3)) < WEIGHT_TOLERANCE, key
 
 
 def test_the_losses_are_those_of_the_golden_file(one_process: dict[str, Any]) -> None:
