@@ -19,7 +19,7 @@ from uniaudio.pretrain.checkpoint import load_model
 
 STEPS = 20
 TOLERANCE = 1e-5
-# AdamW divides by each gradient's own size, so an entry whose gradient is rounding noise moves by that noise at the full rate: the weights of
+# AdamW divides by each gradient's own size, so an entry whose gradient is rounding noise moves by that noise at the full rate: weights of
 # 20 steps at a rate of 0.01 agree less closely than the losses do.
 WEIGHT_TOLERANCE = 1e-4
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
