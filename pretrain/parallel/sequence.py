@@ -10,26 +10,24 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-Group = dist.ProcessGroup
 
-
-def _gather(x: torch.Tensor, group: Group, *, wait: bool = True) -> tuple[torch.Tensor, dist.Work | None]:
+def _gather(x: torch.Tensor, group: dist.ProcessGroup, *, wait: bool = True) -> tuple[torch.Tensor, dist.Work | None]:
     whole = x.new_empty(x.shape[0] * dist.get_world_size(group), *x.shape[1:])
     return whole, dist.all_gather_into_tensor(whole, x.contiguous(), group=group, async_op=not wait)
 
 
-def _scatter_sum(x: torch.Tensor, group: Group, *, wait: bool = True) -> tuple[torch.Tensor, dist.Work | None]:
+def _scatter_sum(x: torch.Tensor, group: dist.ProcessGroup, *, wait: bool = True) -> tuple[torch.Tensor, dist.Work | None]:
     part = x.new_empty(x.shape[0] // dist.get_world_size(group), *x.shape[1:])
     return part, dist.reduce_scatter_tensor(part, x.contiguous(), group=group, async_op=not wait)
 
 
-def _own(x: torch.Tensor, group: Group) -> torch.Tensor:
+def _own(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return x.chunk(dist.get_world_size(group))[dist.get_rank(group)].contiguous()
 
 
 class _Cut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, group: Group) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group = group  # type: ignore[attr-defined]
         return _own(x, group)
 
@@ -41,7 +39,7 @@ class _Cut(torch.autograd.Function):
 
 class _Whole(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, group: Group) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group = group  # type: ignore[attr-defined]
         return _gather(x, group)[0]
 
@@ -53,7 +51,7 @@ class _Whole(torch.autograd.Function):
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, parameter: torch.Tensor, group: Group) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, parameter: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group = group  # type: ignore[attr-defined]
         return parameter.view_as(parameter)
 
@@ -67,7 +65,7 @@ class _Summed(torch.autograd.Function):
 
 class _GatheredLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, group: Group) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.group = group  # type: ignore[attr-defined]
         return _gather(x, group)[0] @ weight.t()
@@ -90,7 +88,7 @@ class _GatheredLinear(torch.autograd.Function):
 
 class _ScatteredLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, group: Group) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.group = group  # type: ignore[attr-defined]
         return _scatter_sum(x @ weight.t(), group)[0]
@@ -103,22 +101,22 @@ class _ScatteredLinear(torch.autograd.Function):
         return whole @ weight, whole.flatten(0, -2).t() @ x.flatten(0, -2), None
 
 
-def cut(x: torch.Tensor, group: Group) -> torch.Tensor:
+def cut(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Whole tokens (X, ...), equal on all ranks -> this rank's (X / size, ...); the gradient is whole again."""
     return _Cut.apply(x, group)
 
 
-def whole(x: torch.Tensor, group: Group) -> torch.Tensor:
+def whole(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The inverse of `cut`; the gradient that comes back must be whole, and equal on all ranks."""
     return _Whole.apply(x, group)
 
 
-def summed(parameter: torch.Tensor, group: Group) -> torch.Tensor:
+def summed(parameter: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """A parameter that every rank applies to its own tokens: its gradients are added up."""
     return _Summed.apply(parameter, group)
 
 
-def gathered_linear(x: torch.Tensor, weight: torch.Tensor, group: Group) -> torch.Tensor:
+def gathered_linear(x: torch.Tensor, weight: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Own tokens (X / size, ..., input) -> all tokens of this rank's outputs (X, ..., output / size).
 
     Keeps the own tokens only and gathers again in the backward pass, beside the product that does not need them.
@@ -126,6 +124,6 @@ def gathered_linear(x: torch.Tensor, weight: torch.Tensor, group: Group) -> torc
     return _GatheredLinear.apply(x, weight, group)
 
 
-def scattered_linear(x: torch.Tensor, weight: torch.Tensor, group: Group) -> torch.Tensor:
+def scattered_linear(x: torch.Tensor, weight: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """All tokens of this rank's inputs (X, ..., input / size) -> own tokens (X / size, ..., output), summed over the ranks."""
     return _ScatteredLinear.apply(x, weight, group)
