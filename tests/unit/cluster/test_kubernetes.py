@@ -4,6 +4,8 @@ No cluster has seen them. `UNIAUDIO_UPDATE_GOLDEN=1 pytest` writes the golden fi
 """
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,27 @@ def test_ray_job_has_the_fields_and_types_of_its_api_and_pods_that_the_client_kn
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         assert through_client(models, group["template"], "V1PodTemplateSpec") == group["template"]
     assert "workers=16" in spec["entrypoint"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("train", "pytorchjob.kubeflow.org"), ("TrainJob", "trainjob.trainer.kubeflow.org"), ("farm", "rayjob.ray.io")],
+)
+def test_kubectl_reads_the_manifests(name, kind):
+    """Its own parser, without a cluster: `apply --dry-run=client` asks a server for the kinds."""
+    command = [
+        "kubectl",
+        "label",
+        "--local",
+        "--dry-run=client",
+        "--output=name",
+        f"--filename={GOLDEN / f'kubernetes_{name}.yaml'}",
+        "a=b",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    job = "tokenize-demo-1" if name == "farm" else "train-paper-1b-1"
+    assert (done.returncode, done.stdout.split()) == (0, [f"configmap/{job}", f"{kind}/{job}"])
 
 
 def test_pods_fill_the_layout():
