@@ -37,7 +37,15 @@ class Head:
         token.chmod(0o600)
         variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         self.environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | variables
-        options = ["--head", "--block", "--num-cpus=1", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+        options = [
+            "--head",
+            "--block",
+            "--num-cpus=1",
+            "--include-dashboard=true",
+            "--ray-client-server-port=0",
+            "--dashboard-host=127.0.0.1",
+            "--disable-usage-stats",
+        ]
         options += [f"--port={self.gcs_port}", f"--dashboard-port={self.port}", "--object-store-memory=100000000"]
         self.process = self._start("head", options)
 
