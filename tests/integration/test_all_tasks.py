@@ -11,10 +11,12 @@ import yaml
 from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import CONFIG_ROOT, load_config
+from uniaudio.configs.tasks import TaskConfig, load_task
 from uniaudio.pretrain.data.loader import Loader, make_loader
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.tokenize_farm.corpus.singing import ctm, sing, write_midi
 from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.schema import KINDS
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.simulate.draw import Draw
 from uniaudio.tokenize_farm.simulate.simulator import Simulator
@@ -95,20 +97,32 @@ def open_loader(shards: Path, tasks: tuple[str, ...], vocabulary: str = "paper")
     return make_loader(data, model, load_vocabulary(vocabulary), split="train", data_parallel_rank=0, data_parallel_size=1)
 
 
-def documents_by_task(loader: Loader) -> dict[str, int]:
-    """Documents of the first epoch by task, each of them built."""
-    plan = loader.planner.plan(0)
-    for step in range(-(-plan.num_rows // loader.rows_per_step)):
+def tasks_built(loader: Loader, names: tuple[str, ...], *, steps: int = 40) -> set[str]:
+    """Tasks whose documents come in the first steps; each batch is built and counts targets."""
+    seen: set[int] = set()
+    for step in range(steps):
         for batch in loader.step_batches(step):
             assert (batch.target_mask_BTQ.sum(dim=(1, 2)) > 0).any()
-    return {task.name: int((plan.documents.task == index).sum()) for index, task in enumerate(loader.planner.tasks)}
+            seen |= set(batch.task_ids_BD[batch.task_ids_BD >= 0].tolist())
+    return {names[index] for index in seen}
+
+
+def clips_for(shards: Path, task: TaskConfig) -> int:
+    """Clips of the task's kinds that have every view it needs."""
+    count = 0
+    for paths in list_shards(shards):
+        with ShardReader(paths.tar) as reader:
+            for clip, kind in enumerate(reader.index.kinds.tolist()):
+                views = {view for view in reader.index.views.tolist() if reader.index.has(clip, view)}
+                count += KINDS[kind] in task.kinds and set(task.required_views) <= views
+    return count
 
 
 def test_every_task_has_documents(shards: Path) -> None:
     assert all(not verify_shard(shard) for shard in list_shards(shards))
-    documents = documents_by_task(open_loader(shards, TASKS))
     few = {"svs": 3, "sound": 3, "music": 1, "a_edit": 3}
-    assert documents == {task: few.get(task, 6) for task in TASKS}
+    assert {task: clips_for(shards, load_task(task)) for task in TASKS} == {task: few.get(task, 6) for task in TASKS}
+    assert tasks_built(open_loader(shards, TASKS), TASKS) == set(TASKS)
 
 
 def test_views_of_a_clip_are_frame_for_frame(shards: Path) -> None:
@@ -143,7 +157,8 @@ def test_a_twelfth_task_is_two_yaml_files(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "bandwidth.yaml").write_text(BANDWIDTH)
     table = yaml.safe_load((CONFIG_ROOT / "vocabularies/paper.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**table, "specials": [*table["specials"], "<BWE_task>"]}))
-    loader = open_loader(shards, ("tts", str(tmp_path / "bandwidth.yaml")), str(tmp_path / "mine.yaml"))
-    assert documents_by_task(loader) == {"tts": 6, "bandwidth": 9}
+    tasks = ("tts", str(tmp_path / "bandwidth.yaml"))
+    assert clips_for(shards, load_task(tasks[1])) == 9
+    assert tasks_built(open_loader(shards, tasks, str(tmp_path / "mine.yaml")), tasks) == set(tasks)
     paper, mine = load_vocabulary("paper"), load_vocabulary(str(tmp_path / "mine.yaml"))
     assert mine.size == paper.size and mine.modality("audio") == paper.modality("audio"), "nothing is renumbered"
