@@ -29,7 +29,7 @@ from uniaudio.tokenize_farm.schedule import Schedule
 from uniaudio.tokenize_farm.summary import Totals
 from uniaudio.tokenize_farm.tokenizers.protocol import Clip, num_frames
 from uniaudio.tokenize_farm.units import Plan
-from uniaudio.tokenize_farm.worker import UnitWorker
+from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
 
 SECONDS, CODEBOOKS, SPEAKERS = 20.0, 8, 2_500
 VERSIONS = {"audio": "zeros/1"}
@@ -58,7 +58,7 @@ class FakeWorker(UnitWorker):
     """A worker without models; what it publishes, it publishes as the real one does."""
 
     def __init__(self, config: FarmConfig, versions: dict[str, str]) -> None:
-        super().__init__(config, {})
+        super().__init__(config, tokenizer_versions(make_tokenizers(config)))
         self._tokenizers, self._decoder, self._versions = {"audio": ZeroTokenizer()}, SilentDecoder(), versions
 
 
