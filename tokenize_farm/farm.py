@@ -5,6 +5,7 @@ that was killed anywhere is continued by the same command.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
-from uniaudio.tokenize_farm.output import Output, open_output
+from uniaudio.tokenize_farm.output import Output, Shard, open_output
 from uniaudio.tokenize_farm.parts import Part
 from uniaudio.tokenize_farm.schedule import Schedule
 from uniaudio.tokenize_farm.schema import shard_name
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from uniaudio.tokenize_farm.flow import Progress
 
 _LOG_SECONDS = 10.0
+_READERS, _READ_AHEAD = 32, 1_000  # sidecars read at once, and held
 _BUDGET_ROWS = 1_000  # before so many, a few bad clips say nothing of the corpus
 
 
@@ -72,7 +74,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: "Progress |
         if len(output.shards()) == len(plan):
             output.index()
         if part.count > 1 and len(shards := output.shards()) == len(plan):  # the last part sums up for all
-            write_farm_file(output, {**content, "totals": total(filter(None, (output.sidecar(*shard) for shard in shards)))})
+            write_farm_file(output, {**content, "totals": total(sidecar for _, sidecar in _sidecars(output, shards) if sidecar)})
         return content
 
 
@@ -158,8 +160,8 @@ def _missing_units(plan: Plan, output: Output, totals: Totals, part: Part, *, re
     `replace` unpublished."""
     missing = np.ones(len(plan), dtype=bool)
     foreign = []
-    for split, number in output.shards():
-        unit, sidecar = plan.find(split, number), output.sidecar(split, number)
+    for (split, number), sidecar in _sidecars(output, output.shards()):
+        unit = plan.find(split, number)
         if unit is not None and sidecar is not None and sidecar.get("fingerprint") == plan.fingerprint(unit):
             missing[unit] = False
             if part.has(unit):
@@ -176,3 +178,11 @@ def _missing_units(plan: Plan, output: Output, totals: Totals, part: Part, *, re
     for shard in foreign:
         output.remove(*shard)
     return np.flatnonzero(missing)
+
+
+def _sidecars(output: Output, shards: list[Shard]) -> Iterator[tuple[Shard, dict | None]]:
+    """Each shard with its sidecar, in order; many are read at once, so that a store's answers are not waited for one by one."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        for begin in range(0, len(shards), _READ_AHEAD):
+            some = shards[begin : begin + _READ_AHEAD]
+            yield from zip(some, pool.map(lambda shard: output.sidecar(*shard), some), strict=True)

@@ -1,6 +1,6 @@
 """Work units: a pure function of the manifest, the seed and the config; the same manifest makes the same units everywhere.
 
-Owns the cutting into units, the keys of clips and the fingerprint of a unit. A plan holds 20 bytes a row and makes a unit only when it is
+Owns the cutting into units, the keys of clips and the fingerprint of a unit. A plan holds 24 bytes a row and makes a unit only when it is
 asked for; rows reach the workers as the manifest's own lines. Reads no audio.
 """
 
