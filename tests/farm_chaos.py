@@ -2,7 +2,7 @@
 
     python tests/farm_chaos.py OUT.csv [--runs 50] [--seed 0] [--kinds worker driver node disk s3]
 
-One Ray cluster of a head and two nodes on this machine serves all runs. Each run starts a farm (a driver in a process of its own), waits
+One Ray cluster of a head and a node on this machine serves all runs. Each run starts a farm (a driver in a process of its own), waits
 until a random number of shards is there, and strikes one to three times at random moments: kills -9 a worker (they stand for GPU actors:
 the same class, the same calls), a node with all its processes, or the driver; or the run's disk is too small at first (a tmpfs; needs
 root), or its output is an S3 server that answers 500 or cuts connections to every fourth request. Then the same farm is started until it
@@ -87,36 +87,48 @@ def drive(config: FarmConfig) -> None:
 
 
 class Nodes:
-    """A Ray cluster whose two nodes can be killed."""
+    """A Ray cluster: a head with room for one worker, and a node with room for another that can be killed."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self._nodes = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+        head = {"num_cpus": 1, "include_dashboard": False}
+        self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self._node = _patiently(lambda: self._cluster.add_node(num_cpus=1))
         self.address = self._cluster.address
 
-    def kill_one(self, rng: random.Random) -> None:
-        """kill -9 of a raylet and all that it started; another node comes in its place."""
-        node = self._nodes.pop(rng.randrange(2))
-        raylet = node.all_processes["raylet"][0].process
-        below = psutil.Process(raylet.pid).children(recursive=True)
-        self._cluster.remove_node(node, allow_graceful=False)
+    def kill_one(self) -> None:
+        """kill -9 of the node's raylet and all that it started; another node comes in its place."""
+        below = psutil.Process(_raylet(self._node)).children(recursive=True)
+        self._cluster.remove_node(self._node, allow_graceful=False)
         for process in below:
             if process.is_running():
                 process.kill()
-        self._nodes.append(self._cluster.add_node(num_cpus=2))
+        self._node = _patiently(lambda: self._cluster.add_node(num_cpus=1))
 
     def workers(self) -> list[psutil.Process]:
         """The farm's workers on both nodes."""
-        found = []
-        for node in self._nodes:
-            raylet = node.all_processes["raylet"][0].process
-            found += [child for child in psutil.Process(raylet.pid).children(recursive=True) if child.name().startswith("ray::UnitWorker")]
-        return found
+        nodes = (self._cluster.head_node, self._node)
+        below = [child for node in nodes for child in psutil.Process(_raylet(node)).children(recursive=True)]
+        return [child for child in below if child.name().startswith("ray::UnitWorker")]
 
     def close(self) -> None:
         self._cluster.shutdown()
+
+
+def _raylet(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 s to come up, too few on a loaded machine."""
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:  # a bare Exception is what it raises
+            if "timed out" not in str(error).lower():
+                raise
+    return start()
 
 
 @contextmanager
@@ -202,7 +214,7 @@ class Run:
             os.kill(driver.pid, signal.SIGKILL)
             driver.join()
         elif self.kind == "node":
-            self._nodes.kill_one(self._rng)
+            self._nodes.kill_one()
         else:
             wait_until(lambda: bool(self._nodes.workers()) or not driver.is_alive())
             for worker in self._nodes.workers()[:1]:
