@@ -285,6 +285,7 @@ class Trainer:
         )  # fmt: skip
         self._spikes.forget()
         self.step = self._saved = restored.step
+        self._clock = Clock(**restored.manifest["clock"])
         self.train.position = DataPosition(restored.step, behind)
         if self.outputs.file:
             self.outputs.file.drop_after(restored.step)
