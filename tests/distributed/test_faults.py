@@ -49,6 +49,8 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     import json
     import logging
 
+    import torch
+
     from uniaudio.configs.run import RunConfig
     from uniaudio.pretrain.data.vocabulary import load_vocabulary
     from uniaudio.pretrain.engine import Engine, StepStatistics
@@ -80,7 +82,7 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     run = RunConfig.model_validate(config)
-    loader = make_loaders(run, load_vocabulary(run.model.vocabulary, run.model.num_codebooks), Layout()).train
+    loader = make_loaders(run, load_vocabulary(run.model.vocabulary, run.model.num_codebooks), Layout(), torch.device("cpu")).train
     return {
         "code": code,
         "steps": steps,

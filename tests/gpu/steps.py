@@ -54,7 +54,7 @@ def build(run: RunConfig) -> tuple[Engine, Any, Identity]:
     layout = layouts.initialize(run.parallel, device)
     vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
     engine = Engine(run, make_model(run, vocabulary, layout, device), layout, device=device)
-    return engine, make_loaders(run, vocabulary, layout), Identity(run, vocabulary, None, "unknown")
+    return engine, make_loaders(run, vocabulary, layout, device), Identity(run, vocabulary, None, "unknown")
 
 
 def synchronize() -> None:
