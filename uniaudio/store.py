@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from uniaudio.errors import Unavailable, UserError
+from uniaudio.errors import MissingDependency, Unavailable, UserError
 from uniaudio.log import get_logger
 
 BATCH = 900  # metrics of one log_batch call; the server refuses more than 1000 entities
@@ -43,7 +43,7 @@ class StoredRun:
         """Opens or makes the run, named after `output_dir`, and logs `params`, `tags` and the resolved config as the artifact config.yaml.
 
         Raises:
-            UserError: the store cannot be written (a full disk).
+            UserError: the store cannot be written (a full disk), or mlflow is not installed.
             Unavailable: its server does not answer.
         """
         self.uri = tracking_uri(output_dir)
@@ -159,7 +159,10 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    import mlflow
+    try:
+        import mlflow
+    except ModuleNotFoundError as error:
+        raise MissingDependency("mlflow", needed_for="tracking", extra="train") from error
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from uniaudio import store
-from uniaudio.errors import Unavailable, UserError
+from uniaudio.errors import MissingDependency, Unavailable, UserError
 from uniaudio.store import StoredRun, tracking_uri
 
 
@@ -88,4 +89,10 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert tracking_uri(tmp_path / "run") == address
     with pytest.raises(Unavailable, match=rf"the MLflow store cannot be used .*seen: {address}"):
+        open_run(tmp_path / "run")
+
+
+def test_without_mlflow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MissingDependency, match=r"tracking needs the package mlflow.*uniaudio\[train\]"):
         open_run(tmp_path / "run")
