@@ -44,7 +44,8 @@ class Options:
     """How to generate one clip.
 
     min_seconds, max_seconds: of a task whose target follows its source, the source's length unless given; else 0.2 and 20.
-    candidates: that many are drawn, and the best by `rank` is given: the model's own score, or the characters that a recogniser gets wrong.
+    candidates: that many are drawn, and the best by `rank` is given: the model's own score, the characters that a recogniser gets wrong, or
+    the likeness of the voice to the prompt's.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -206,7 +207,7 @@ class Generator:
             clips.append(Clip(task, samples, made.codes_TQ, made.stopped, made.score, request.seed))
         if len(clips) == 1:
             return clips[0]
-        return self._ranker.best(clips, options.rank, text=inputs.text, language=inputs.language)
+        return self._ranker.best(clips, options.rank, inputs)
 
 
 def frame_limits(task: TaskConfig, views: Views, options: Options, room: int) -> tuple[int, int]:

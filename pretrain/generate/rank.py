@@ -1,4 +1,4 @@
-"""The best of several candidates: by the model's own score, or by what a recogniser hears."""
+"""The best of several candidates: by the model's own score, by what a recogniser hears, or by whose voice it is."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from uniaudio.errors import UserError
+from uniaudio.pretrain.generate.inputs import Inputs
+from uniaudio.tokenize_farm.audio import load_audio
 
 if TYPE_CHECKING:
     from uniaudio.pretrain.generate.api import Clip
     from uniaudio.tokenize_farm.measures.recognition import Recogniser
 
-Rank = Literal["score", "cer"]
+Rank = Literal["score", "cer", "sim"]
 
 
 class Ranker:
@@ -20,17 +22,23 @@ class Ranker:
     def __init__(self) -> None:
         self._recogniser: Recogniser | None = None
 
-    def best(self, clips: Sequence["Clip"], rank: Rank, *, text: str | None, language: str | None) -> "Clip":
-        """The clip with the highest mean log-probability, or with the fewest wrong characters (the score decides between equals).
+    def best(self, clips: Sequence["Clip"], rank: Rank, inputs: Inputs) -> "Clip":
+        """The clip with the highest mean log-probability (score), the fewest wrong characters (cer), or the voice most like the prompt's
+        (sim); the score decides between equals.
 
         Raises:
-            UserError: rank cer without words to compare with. MissingDependency: no recogniser.
+            UserError: cer without words, or sim without a prompt to compare with; no package for it.
         """
         if rank == "score":
             return max(clips, key=lambda clip: clip.score)
-        if not text:
+        if rank == "sim":
+            if inputs.prompt is None:
+                raise UserError("rank sim compares with the speaker's recording", seen="none", remedy="--prompt FILE.wav, or --rank score")
+            prompt = load_audio(inputs.prompt)
+            return max(clips, key=lambda clip: (self._likeness(clip.samples, prompt), clip.score))
+        if not inputs.text:
             raise UserError("rank cer compares with words", seen="none", remedy='--text "...", or --rank score')
-        return min(clips, key=lambda clip: (self._errors(clip.samples, text, language), -clip.score))
+        return min(clips, key=lambda clip: (self._errors(clip.samples, inputs.text or "", inputs.language), -clip.score))
 
     def _errors(self, samples: np.ndarray, text: str, language: str | None) -> int:
         from uniaudio.tokenize_farm.measures.recognition import Recogniser, character_errors
@@ -39,3 +47,8 @@ class Ranker:
             self._recogniser = Recogniser()
         heard = self._recogniser.transcribe(samples, language.split("-")[0] if language else None) if len(samples) else ""
         return character_errors(text, heard)[0]
+
+    def _likeness(self, samples: np.ndarray, prompt: np.ndarray) -> float:
+        from uniaudio.tokenize_farm.measures.speaker import similarity
+
+        return similarity(samples, prompt) if len(samples) else -1.0

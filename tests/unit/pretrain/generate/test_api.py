@@ -80,15 +80,19 @@ def test_the_best_candidate_by_score_is_given_and_the_first_is_the_one_of_its_se
     np.testing.assert_array_equal(clips[0].codes_TQ, generator.generate("sound", inputs, alone).codes_TQ)
 
 
-def test_candidates_are_ranked_by_what_is_heard(monkeypatch):
+def test_candidates_are_ranked_by_what_is_heard_and_by_the_voice(monkeypatch, wav):
     clips = [Clip("tts", np.full(4, number), np.zeros((1, 3)), True, score, number) for number, score in enumerate([-1.0, -5.0, -2.0])]
     ranker = Ranker()
     heard = {0: 3, 1: 1, 2: 1}
     monkeypatch.setattr(ranker, "_errors", lambda samples, text, language: heard[int(samples[0])])
-    assert ranker.best(clips, "score", text=None, language=None).seed == 0
-    assert ranker.best(clips, "cer", text="a", language=None).seed == 2, "the score decides between equals"
+    monkeypatch.setattr(ranker, "_likeness", lambda samples, prompt: -abs(samples[0] - 1.0))
+    assert ranker.best(clips, "score", Inputs()).seed == 0
+    assert ranker.best(clips, "cer", Inputs(text="a")).seed == 2, "the score decides between equals"
+    assert ranker.best(clips, "sim", Inputs(prompt=wav)).seed == 1
     with pytest.raises(UserError, match="rank cer compares with words"):
-        ranker.best(clips, "cer", text=None, language=None)
+        ranker.best(clips, "cer", Inputs())
+    with pytest.raises(UserError, match="rank sim compares with the speaker's recording"):
+        ranker.best(clips, "sim", Inputs())
 
 
 @pytest.mark.parametrize(
