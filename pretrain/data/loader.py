@@ -10,6 +10,7 @@ Planning is this process's, one block ahead in a thread; with `data.workers` the
 
 import bisect
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,7 +201,8 @@ class Loader:
 
     def metrics(self, step: int) -> dict[str, float]:
         """Where the data stands before `step`: rows (as this layout counts them), the mix's phase, documents lost to bad shards, and, since
-        the phase began, the epochs of each task and dataset: how often its clips have come on average."""
+        the phase began, the epochs of each task and dataset: how often its clips have come on average. `data/documents` is a checksum of
+        which documents the step before read, in order, over all ranks: equal numbers, equal documents (`info` names them)."""
         phase, at = self.phase(step), self.first_row(step)
         epoch, block, row = place(at)
         done = epoch + (block + row / max(1, self.planner.size(phase, epoch, block))) / self.planner.num_blocks
@@ -210,6 +212,8 @@ class Loader:
             "data/skipped_documents": float(self.skipped),
             "data/repeated_reads": float(self.assembler.files.repeated),
         }
+        if step > self.position.step:
+            values["data/documents"] = float(zlib.crc32(self.step_rows(step - 1).documents.draw.tobytes()))
         return values | {f"data/epochs/{name}": repeat * done for name, repeat in self.planner.average_repeats(phase).items()}
 
     def close(self) -> None:

@@ -116,12 +116,25 @@ class Planner:
             self._sizes[key] = len(self.block(*key))
         return self._sizes[key]
 
+    def _size_at(self, phase: int, at: int) -> int:
+        """Rows of the block that an address lies in. UserError where it lies in none: that of other shards, or of another config."""
+        epoch, block, row = place(at)
+        size = self.size(phase, epoch, block) if block < self.num_blocks else 0
+        if row and row >= size:
+            raise UserError(
+                "the data position of the checkpoint is no row of these shards under this config",
+                seen=f"epoch {epoch}, block {block}, row {row}",
+                allowed=f"{self.num_blocks} blocks, {size} rows in that one",
+                remedy="go on with the shards and the data section that it was made with, or start from its weights (train.init_from)",
+            )
+        return size
+
     def rows(self, phase: int, at: int, count: int) -> tuple[Rows, int]:
         """The next `count` rows from an address on, and the address behind them. The block after them is planned meanwhile."""
         parts, first = [], at
         while count:
             epoch, block, row = place(at)
-            size = self.size(phase, epoch, block)
+            size = self._size_at(phase, at)
             taken = min(count, size - row)
             if taken:
                 parts.append(self.block(phase, epoch, block).take(row, row + taken))
@@ -153,8 +166,8 @@ class Planner:
         """The address `count` rows behind another."""
         first = at
         while count:
-            epoch, block, row = place(at)
-            size = self.size(phase, epoch, block)
+            row = place(at)[2]
+            size = self._size_at(phase, at)
             taken = min(count, size - row)
             count -= taken
             at = at + taken if row + taken < size else self._next(phase, at, first)

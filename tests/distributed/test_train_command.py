@@ -15,7 +15,10 @@ import yaml
 from random_shards import write_random_shards
 from ranks import run_ranks
 
+from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.lock import only_writer
+from uniaudio.pretrain.data.loader import make_loader
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
 
 STEPS = 40
 CONFIG = """
@@ -96,6 +99,31 @@ def test_killed_then_resumed_equals_uninterrupted(folder: Path) -> None:
     held_out = [[line for line in lines(folder, name) if "valid/loss" in line][-1] for name in ("broken", "whole")]
     assert held_out[0] == held_out[1]
     check_mlflow(folder / "mlflow.db")
+
+
+@pytest.mark.slow
+def test_killed_then_resumed_on_more_ranks_reads_the_same_documents(folder: Path) -> None:
+    """Two ranks of one row each go on where one rank of two rows was killed: MLflow holds the same checksum of documents for every step."""
+    killed = start(folder, "moved")
+    wait_for((folder / "moved" / "checkpoints" / "step-00000008").exists, killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    code, errors = finish(start(folder, "moved", "parallel.data_parallel_size=2", "data.rows_per_micro_batch=1"))
+    assert code == 0 and "resumed from" in errors, errors
+    data = {
+        "shards": str(folder / "shards"),
+        "tasks": ("tts", "sound"),
+        "frames_per_row": 128,
+        "rows_per_micro_batch": 2,
+        "prompt_seconds": 0.3,
+    }
+    loader = make_loader(DataConfig(**data), ModelConfig(width=32, num_heads=2, text_width=16), load_vocabulary("paper"))
+    expected = {step: loader.metrics(step)["data/documents"] for step in range(1, STEPS + 1)}
+    loader.close()
+    assert len(set(expected.values())) == STEPS
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        rows = store.execute("select step, value from metrics join runs using (run_uuid) where name = 'moved' and key = 'data/documents'")
+        assert dict(rows) == expected
 
 
 @pytest.mark.slow

@@ -217,6 +217,10 @@ def test_metrics_tell_epochs_by_task(shards) -> None:
         < late["data/epochs/task/sound"] / repeat - late["data/epochs/task/tts"] / loader.planner.average_repeats(0)["task/tts"] + 1e-9
         < 1e-8
     )
+    same, other = (
+        open_loader(shards, ranks=ranks, rows_per_micro_batch=rows).metrics(3)["data/documents"] for ranks, rows in ((2, 1), (2, 2))
+    )
+    assert same == open_loader(shards).metrics(3)["data/documents"] != other
     assert changed["data/phase"] == 1 and changed["data/epochs/task/sound"] == 0
 
 

@@ -311,6 +311,14 @@ def test_a_folder_without_shards_is_refused(tmp_path) -> None:
         load_clips(tmp_path, "train")
 
 
+@pytest.mark.parametrize("at", [address(0, 0, 5000), address(2, 9, 1)])
+def test_a_position_of_other_shards_is_refused(shards, at) -> None:
+    planner = make_planner(shards)
+    for walk in (planner.rows, planner.skip):
+        with pytest.raises(UserError, match="data position of the checkpoint is no row of these shards.*train.init_from"):
+            walk(0, at, 1)
+
+
 def test_two_datasets_of_one_name_are_refused(shards, write_shards, tmp_path) -> None:
     other = write_shards(tmp_path / shards.name)
     with pytest.raises(UserError, match="two folders of data.shards have one name"):
