@@ -96,3 +96,43 @@ def test_what_slurm_has_forgotten_the_job_folder_knows(attempts, state, tmp_path
     (tmp_path / "attempts").write_text(attempts)
     assert slurm.status(Record("train-x-1", "slurm", "7", "train", "now", output=str(tmp_path / "output.log"))).state == state
     assert slurm.status(Record("train-x-1", "slurm", "7", "train", "now", output=str(tmp_path / "no" / "output.log"))).state == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "detail"),
+    [
+        (("COMPLETED", "RUNNING", "PENDING"), "running", "1 done, 1 running, 1 queued"),
+        (("COMPLETED", "FAILED", "COMPLETED"), "failed", "2 done, 1 failed"),
+        (("COMPLETED", "COMPLETED"), "done", "2 done"),
+    ],
+)
+def test_an_array_is_how_its_parts_are(states, state, detail, monkeypatch):
+    lines = "".join(f"JobId={number} ArrayJobId=7 JobState={word}\n" for number, word in enumerate(states))
+    monkeypatch.setattr(slurm, "_slurm", lambda command, may_fail: lines)
+    status = slurm.status(Record("tokenize-x-1", "slurm", "7", "tokenize", "now", output="/jobs/x/output.log"))
+    assert (status.state, status.detail) == (state, detail)
+
+
+def test_no_script_or_folder_holds_a_secret(monkeypatch, tmp_path):
+    """The shell's secrets reach the job by Slurm's own copy of the environment: nothing that is written down names their values."""
+    monkeypatch.setenv("HF_TOKEN", "do-not-write-me")
+    for name, (what, _) in SCRIPTS.items():
+        assert "do-not-write-me" not in script(name), what
+
+
+@pytest.mark.parametrize(
+    ("exits", "blamed"),
+    [
+        ("12.5 n1 rank 0 code 1\n", ""),  # n2 has died: Slurm knows, and n1 is innocent
+        ("12.5 n1 rank 0 code 1\n11.0 n2 rank 1 code 137\n", "n2\n"),
+        ("12.5 n1 rank 0 code 137\n", "n1\n"),  # the others still wait for it
+        ("12.5 n1 rank 0 code 1\n13.0 n2 rank 1 code 1\n", "n1\n"),
+    ],
+)
+def test_the_node_of_the_first_crash_is_blamed_where_no_node_is_silent(exits, blamed, tmp_path):
+    text = script("train")
+    lines = text[text.index('if [ "$code" != 75 ] && [ -s') : text.index("bad=$(")]
+    (tmp_path / "exits-0").write_text(exits)
+    head = f"STATE={tmp_path}; ATTEMPT=0; SLURM_JOB_NUM_NODES=2; code=1; touch $STATE/bad_nodes\n"
+    subprocess.run([shutil.which("bash") or "bash", "-c", head + lines], check=True)
+    assert (tmp_path / "bad_nodes").read_text() == blamed
