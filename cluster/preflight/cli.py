@@ -23,7 +23,12 @@ _SICK = 1
 @click.option("--farm", is_flag=True, help="CONFIG is a farm (tokenize), not a run (train).")
 @click.option("--cluster", "cluster_name", default="local", show_default=True, help="Name of configs/clusters or a YAML file.")
 @click.option("--report", "folder", type=click.Path(path_type=Path), help="Write NODE.json there instead of judging this node.")
-@click.option("--judge", "judged", type=click.Path(path_type=Path), help="Judge the reports in this folder; look at nothing.")
+@click.option(
+    "--judge",
+    "judged",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Judge the reports in this folder; look at nothing.",
+)
 @click.option("--nodes", default="", help="With --judge: the nodes that should have reported, between spaces.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
 def preflight(
