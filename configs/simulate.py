@@ -99,7 +99,7 @@ class InstructRecipe(Section):
     phrases: tuple[str, ...] = Field(
         (
             "a {voice} with a {pitch} pitch speaks {speed}",
-            "speak {speed} with a {pitch} voice",
+            "speak {speed} in a voice of {pitch} pitch",
             "a {tone} {voice}, {pitch} pitch, speaking {speed}",
             "say it {speed}, {tone} in tone, {pitch} in pitch",
         ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uniaudio.configs.simulate import EditRecipe
+from uniaudio.tokenize_farm.audio import SAMPLE_RATE
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.simulate.draw import Draw
 from uniaudio.tokenize_farm.simulate.effects import Scene, gap, limit, low_pass, place
@@ -62,7 +63,7 @@ def _event(name: str, recipe: EditRecipe, samples: np.ndarray, draw: Draw, scene
         caption = description(row)
         return caption is not None and caption not in known and row.audio_filepath != scene.row.audio_filepath
 
-    found = scene.pool.draw(draw, scene.split, ("sound",), fits)
+    found = scene.pool.draw(draw, scene.split, ("sound",), fits, len(samples) / SAMPLE_RATE)
     if found is None:
         return None
     words[name] = str(description(found[0]))

@@ -40,8 +40,9 @@ def apply(steps: Sequence[Effect], samples: np.ndarray, draw: Draw, scene: Scene
 def _apply(step: Effect, samples: np.ndarray, draw: Draw, scene: Scene) -> np.ndarray | None:
     match step:
         case NoiseConfig():
-            found = scene.pool.draw(draw, scene.split, step.kinds, lambda row: row.audio_filepath != scene.row.audio_filepath)
-            return None if found is None else under(samples, found[1], draw.uniform(*step.snr_db), draw)
+            seconds = len(samples) / SAMPLE_RATE
+            found = scene.pool.draw(draw, scene.split, step.kinds, lambda row: row.audio_filepath != scene.row.audio_filepath, seconds)
+            return None if found is None else under(samples, found[1], draw.uniform(*step.snr_db))
         case SpeakersConfig():
             return _speakers(step, samples, draw, scene)
         case RoomConfig():
@@ -59,11 +60,13 @@ def _speakers(step: SpeakersConfig, samples: np.ndarray, draw: Draw, scene: Scen
     heard = {scene.row.speaker}
     mixed = samples
     for _ in range(step.count[0] + draw.below(step.count[1] - step.count[0] + 1)):
-        found = scene.pool.draw(draw, scene.split, ("speech",), lambda row: row.speaker is not None and row.speaker not in heard)
+        found = scene.pool.draw(
+            draw, scene.split, ("speech",), lambda row: row.speaker is not None and row.speaker not in heard, len(samples) / SAMPLE_RATE
+        )
         if found is None:
             return None
         heard.add(str(found[0].speaker))
-        mixed = mixed + under(samples, found[1], draw.uniform(*step.sir_db), draw) - samples
+        mixed = mixed + under(samples, found[1], draw.uniform(*step.sir_db)) - samples
     return mixed
 
 
@@ -72,10 +75,9 @@ def rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
-def under(samples: np.ndarray, other: np.ndarray, over_db: float, draw: Draw) -> np.ndarray:
-    """`other` laid under the whole of `samples`, which are `over_db` louder: from a drawn place, repeated where it ends."""
-    start = draw.below(len(other))
-    repeated = np.resize(np.roll(other, -start), len(samples))
+def under(samples: np.ndarray, other: np.ndarray, over_db: float) -> np.ndarray:
+    """`other` laid under the whole of `samples`, which are `over_db` louder; repeated where it ends."""
+    repeated = np.resize(other, len(samples))
     level = rms(repeated)
     if level == 0.0:
         return samples

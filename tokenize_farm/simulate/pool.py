@@ -5,20 +5,17 @@ Which rows: of each kind and split the `size` rows with the smallest hash of the
 
 import hashlib
 import heapq
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from uniaudio.tokenize_farm.audio import SAMPLE_RATE, BadAudio, load_audio
+from uniaudio.tokenize_farm.audio import BadAudio, audio_seconds, load_audio
 from uniaudio.tokenize_farm.fetch import local_copy
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.simulate.draw import Draw
 
-_MAX_SECONDS = 60.0  # of one recording that is mixed in: the rest is not read
-_HELD_SECONDS = 1200.0  # decoded recordings kept, about 77 MB
 _TRIES = 8
-_QUIET = 1e-4  # root mean square below which a recording is no noise to anyone
+_QUIET = 1e-4  # root mean square below which a piece is no noise to anyone
 
 
 def choose_rows(rows: Iterable[tuple[ManifestRow, str]], size: int) -> list[tuple[ManifestRow, str]]:
@@ -36,60 +33,36 @@ def choose_rows(rows: Iterable[tuple[ManifestRow, str]], size: int) -> list[tupl
 
 
 class Pool:
-    """Rows by split and kind, and their samples."""
+    """Rows by split and kind, and pieces of their sound."""
 
     def __init__(self, rows: Sequence[tuple[ManifestRow, str]]) -> None:
         self._rows: dict[tuple[str, str], list[ManifestRow]] = {}
         for row, split in rows:
             self._rows.setdefault((split, row.kind), []).append(row)
-        self._held: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._bad: set[str] = set()
-
-    def count(self, split: str, kinds: Iterable[str]) -> int:
-        """Rows of these kinds."""
-        return sum(len(self._rows.get((split, kind), ())) for kind in kinds)
 
     def draw(
-        self, draw: Draw, split: str, kinds: Sequence[str], fits: Callable[[ManifestRow], bool]
+        self, draw: Draw, split: str, kinds: Sequence[str], fits: Callable[[ManifestRow], bool], seconds: float
     ) -> tuple[ManifestRow, np.ndarray] | None:
-        """A row that fits, and its samples (S,); None where some draws found none that can be heard."""
-        total = self.count(split, kinds)
-        for _ in range(_TRIES if total else 0):
-            number = draw.below(total)
-            for kind in kinds:
-                rows = self._rows.get((split, kind), [])
-                if number < len(rows):
-                    break
-                number -= len(rows)
-            row = rows[number]
-            if fits(row) and (samples := self._samples(row)) is not None:
+        """A row that fits, and up to `seconds` of it (S,); None where some draws found none that can be heard."""
+        rows = [row for kind in kinds for row in self._rows.get((split, kind), ())]
+        for _ in range(_TRIES if rows else 0):
+            row = draw.choose(rows)
+            if fits(row) and (samples := piece(row, draw, seconds)) is not None:
                 return row, samples
         return None
 
-    def _samples(self, row: ManifestRow) -> np.ndarray | None:
-        """Decoded; None for a recording that cannot be used (the farm drops and counts it where it is a clip of its own)."""
-        if row.id in self._held:
-            self._held.move_to_end(row.id)
-            return self._held[row.id]
-        if row.id in self._bad:
-            return None
-        seconds = _MAX_SECONDS if row.duration is None else min(row.duration, _MAX_SECONDS)
-        try:
-            samples = _load_start(row, seconds)
-        except BadAudio:
-            samples = np.zeros(0, np.float32)
-        if len(samples) == 0 or np.sqrt(np.mean(np.square(samples, dtype=np.float64))) < _QUIET:
-            self._bad.add(row.id)
-            return None
-        self._held[row.id] = samples
-        while sum(map(len, self._held.values())) > _HELD_SECONDS * SAMPLE_RATE:
-            self._held.popitem(last=False)
-        return samples
 
-
-def _load_start(row: ManifestRow, seconds: float) -> np.ndarray:
-    """The first `seconds` of a row; all of a recording whose length no row says, if it is no longer than that."""
-    with local_copy(row.audio_filepath) as path:
-        if row.duration is None:
-            return load_audio(path, offset=row.offset, max_seconds=seconds)
-        return load_audio(path, offset=row.offset, duration=seconds)
+def piece(row: ManifestRow, draw: Draw, seconds: float) -> np.ndarray | None:
+    """`seconds` of a row from a drawn place, all of it where it is shorter. None where it cannot be read or heard: the farm drops and
+    counts such a row where it is a clip of its own."""
+    at = draw.uniform(0, 1)
+    try:
+        with local_copy(row.audio_filepath) as path:
+            length = row.duration or audio_seconds(path) - row.offset
+            if length <= 0:
+                return None
+            wanted = min(seconds, length)
+            samples = load_audio(path, offset=row.offset + at * (length - wanted), duration=wanted)
+    except BadAudio:
+        return None
+    return samples if np.sqrt(np.mean(np.square(samples, dtype=np.float64))) >= _QUIET else None

@@ -15,7 +15,7 @@ from uniaudio.configs.simulate import RoomConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.audio import load_audio
 from uniaudio.tokenize_farm.manifest import ManifestRow, read_manifest
-from uniaudio.tokenize_farm.simulate import effects, rooms
+from uniaudio.tokenize_farm.simulate import effects, pool, rooms
 from uniaudio.tokenize_farm.simulate.draw import Draw
 from uniaudio.tokenize_farm.simulate.instruct import measured
 from uniaudio.tokenize_farm.simulate.pool import choose_rows
@@ -110,8 +110,8 @@ def test_draws_follow_the_clip_and_the_seed_alone(manifest: Path) -> None:
 def test_clips_meet_only_their_own_split(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulator = Simulator(farm(manifest, views={"audio.noisy": VIEWS["audio.noisy"], "audio.mixture": VIEWS["audio.mixture"]}, edit={}))
     met: list[str] = []
-    load = simulator._pool._samples
-    monkeypatch.setattr(simulator._pool, "_samples", lambda row: met.append(row.id) or load(row))
+    piece = pool.piece
+    monkeypatch.setattr(pool, "piece", lambda row, draw, seconds: met.append(row.id) or piece(row, draw, seconds))
     valid = simulator.variants(clip_of(manifest, "s5"), "valid")
     assert list(valid) == ["audio.noisy"] and set(met) == {"n3"}, "no second speaker is held out: no mixture"
     met.clear()
@@ -176,6 +176,19 @@ def test_a_recording_that_cannot_be_used_is_passed_over_in_the_pool(tmp_path: Pa
     for number in range(12):
         row = clip.row.model_copy(update={"id": str(number)})
         assert "audio.noisy" in simulator.variants(Clip(row, clip.samples), "train")
+
+
+def test_a_piece_is_as_long_as_asked_from_anywhere_in_its_row(tmp_path: Path) -> None:
+    ramp = np.linspace(0.1, 0.9, 4 * RATE, dtype=np.float32)  # its level tells the place
+    soundfile.write(tmp_path / "a.wav", ramp, RATE, subtype="FLOAT")
+    row = ManifestRow(id="a", audio_filepath=str(tmp_path / "a.wav"), offset=1.0, duration=2.0)
+    pieces = [pool.piece(row, Draw("piece", number), 0.5) for number in range(30)]
+    starts = [float(found[0]) for found in pieces]
+    assert (
+        all(len(found) == RATE // 2 for found in pieces) and ramp[RATE] <= min(starts) < 0.4 and 0.5 < max(starts) <= ramp[int(2.5 * RATE)]
+    )
+    assert len(pool.piece(row, Draw(0), 9.0)) == 2 * RATE, "all of a shorter one"
+    assert len(pool.piece(row.model_copy(update={"duration": None}), Draw(0), 9.0)) == 3 * RATE
 
 
 def test_the_pool_is_bounded_and_independent_of_order() -> None:
