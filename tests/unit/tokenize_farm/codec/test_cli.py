@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from click.testing import CliRunner
 
@@ -77,3 +78,30 @@ def test_shipped_weights_encode_and_decode():
     codes = shipped.encode(clip)
     assert codes.shape == (1, 50, 8)
     assert float((shipped.decode(codes).std() / clip.std()).log().abs()) < 1
+
+
+def test_other_rates_channels_and_lengths_become_frames_of_16_khz(tmp_path, weights):
+    stereo = np.stack([wave(0, 44_100), wave(1, 44_100)], 1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, 44_100)
+    soundfile.write(tmp_path / "slow.flac", wave(2, 8_001), 8_000)
+    soundfile.write(tmp_path / "clipped.wav", np.sign(wave(3, 1_600)), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "offset.wav", np.full(1_600, 0.9), 16_000)
+    soundfile.write(tmp_path / "loud.wav", 5 * wave(4, 1_600), 16_000, subtype="FLOAT")
+    run("encode", tmp_path, "--out", tmp_path / "codes", "--weights", weights)
+    frames = {path.stem: len(np.load(path)) for path in (tmp_path / "codes").iterdir()}
+    assert frames == {"stereo": 50, "slow": 51, "clipped": 5, "offset": 5, "loud": 5}
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"), [(np.zeros(16_000), "silent"), (np.full(16_000, np.nan), "nan"), (np.full(1, 0.5), "too_short")]
+)
+def test_recordings_that_hold_nothing_are_refused_by_name(tmp_path, weights, samples, reason):
+    soundfile.write(tmp_path / "bad.wav", samples, 16_000, subtype="FLOAT")
+    with pytest.raises(UserError, match=f"recording cannot be used.*{reason}.*bad.wav"):
+        run("encode", tmp_path / "bad.wav", "--out", tmp_path / "codes", "--weights", weights)
+
+
+def test_ten_minutes_go_through_in_pieces(tmp_path, weights):
+    soundfile.write(tmp_path / "long.flac", np.tile(wave(5, 16_000), 600), 16_000)
+    run("encode", tmp_path / "long.flac", "--out", tmp_path / "codes", "--weights", weights, "--levels", 2)
+    assert np.load(tmp_path / "codes" / "long.npy").shape == (30_000, 2)
