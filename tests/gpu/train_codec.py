@@ -108,12 +108,14 @@ def _judge(training: CodecTraining, clips: Path, table: Path) -> None:
     """Adds a line to the table: means over the held-out clips, of the weights as they would be shipped."""
     training.save()
     codec = load_codec(training.output / "codec.safetensors", device=training.device)
+    fast, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False  # judged as it is used: in float32
     cells = [str(training.step), f"{training.seconds / 60:.1f}"]
     for levels in LEVELS:
         scores: dict[str, list[float]] = {"pesq": [], "stoi": [], "music": [], "sound": []}
         for file in sorted(clips.glob("*.flac")):
             _score(codec, file, levels, scores)
         cells += [f"{np.mean(values):.3f}" if values else "-" for values in scores.values()]
+    torch.backends.cuda.matmul.allow_tf32 = fast
     line = "| " + " | ".join(cells) + " |\n"
     with table.open("a") as handle:
         handle.write(line)

@@ -167,17 +167,20 @@ class CodecStep:
             self.group.copy_first([level.recent])
 
     def state(self) -> dict[str, object]:
-        """Everything the next step depends on, but the data; the random states are those of every process."""
+        """Everything the next step depends on, but the data; `processes` holds what is each process's own."""
         cuda = self.device.type == "cuda"
         own = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None}
-        return {name: getattr(self, name).state_dict() for name in STATEFUL} | {"random": self.group.collect(own)}
+        own |= {"usage": [level.usage.cpu() for level in self.codec.quantizer.levels]}
+        return {name: getattr(self, name).state_dict() for name in STATEFUL} | {"processes": self.group.collect(own)}
 
     def load_state(self, state: dict) -> None:
         """Goes back to a `state()`. A process that had no part in it goes on from its own seed."""
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        if self.group.rank < len(state["random"]):
-            own = state["random"][self.group.rank]
+        if self.group.rank < len(state["processes"]):
+            own = state["processes"][self.group.rank]
+            for level, usage in zip(self.codec.quantizer.levels, own["usage"]):
+                level.usage.copy_(usage)
             torch.set_rng_state(own["rng"].cpu())
             if self.device.type == "cuda" and own["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)

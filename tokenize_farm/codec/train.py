@@ -131,7 +131,6 @@ class CodecTraining:
 
     def save(self) -> None:
         """Publishes the state for a restart, and the weights to use."""
-        self.work.synchronize()
         work = self.work.state()
         if self.group.rank != 0:
             return

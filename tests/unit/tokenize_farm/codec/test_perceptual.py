@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.unit.tokenize_farm.measures.test_measures import noise, voice
-from uniaudio.tokenize_farm.codec.perceptual import IntelligibilityLoss, QualityLoss
+from uniaudio.tokenize_farm.codec.perceptual import IntelligibilityLoss, QualityLoss, _true_first
 from uniaudio.tokenize_farm.measures.speech import pesq_wb, stoi
 
 
@@ -65,3 +65,7 @@ def test_a_step_against_the_gradient_lowers_the_loss(loss):
 def test_a_clip_too_short_for_stoi_counts_for_nothing():
     clip = torch.from_numpy(voice(0.3))[None]
     assert float(IntelligibilityLoss()(clip, clip + 0.1)) == 0
+
+
+def test_frames_of_sound_come_first_in_their_order():
+    assert _true_first(torch.tensor([[False, True, False, True], [True, False, False, False]])).tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]
