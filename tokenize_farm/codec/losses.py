@@ -53,33 +53,42 @@ def stft(samples_BS: Tensor, window: Tensor, hop: int | None = None) -> Tensor:
 
 
 class GradientBalance(nn.Module):
-    """Adds up the gradients of several losses in given proportions, whatever the losses' own sizes (EnCodec, section 3.4).
+    """Adds up the gradients of several losses in given proportions, whatever the losses' own sizes (after EnCodec, section 3.4).
 
-    The first loss keeps its gradient times its weight; every other one's is scaled to `share` times the norm of that, by moving means
-    of the norms. So a share says what a loss counts for, from the first step to the last.
+    The first loss keeps its gradient times its weight; every other one's is scaled to `share` times its size. The size of a loss is the
+    geometric mean of its gradient's norms over the clips it says something of, in a moving mean: a clip of near silence, where the log
+    of the mel loss is a thousand times as steep, neither sets the scale nor, limited to LIMIT sizes, drowns the other clips.
     """
 
-    norms: Tensor
+    LIMIT = 4.0
+    sizes: Tensor
 
     def __init__(self, anchor: str, weight: float, shares: dict[str, float], decay: float = 0.99) -> None:
         super().__init__()
-        self.names, self.weights, self.decay = [anchor, *shares], [weight, *shares.values()], decay
-        self.register_buffer("norms", torch.zeros(2, len(self.names)))  # moving sums of the norms, and of the steps they were seen in
+        self.names, self.weights, self.decay = [anchor, *shares], [weight, *(weight * share for share in shares.values())], decay
+        self.register_buffer("sizes", torch.zeros(2, len(self.names)))  # moving sums of the sizes, and of the steps they were seen in
 
-    def forward(self, losses: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """The combined gradient with respect to `inputs`; losses without a weight, and names that are absent, count for nothing."""
-        wanted = [name for name in self.names if name in losses and self.weights[self.names.index(name)] > 0]
-        gradients = {name: torch.autograd.grad(losses[name], inputs, retain_graph=True)[0] for name in wanted}
-        for name, gradient in gradients.items():
-            seen = self.norms[:, self.names.index(name)]
-            seen.mul_(self.decay).add_(torch.stack([gradient.norm(), torch.ones_like(seen[0])]), alpha=1 - self.decay)
-        size = self.norms[0] / self.norms[1].clamp_min(1e-12)
-        total = torch.zeros_like(inputs)
-        for name, gradient in gradients.items():
-            index = self.names.index(name)
-            scale = 1.0 if index == 0 else size[0] / size[index].clamp_min(1e-12)
-            total = total + gradient * (scale * self.weights[index] * (1 if index == 0 else self.weights[0]))
+    def forward(self, losses: dict[str, Tensor], inputs_BS: Tensor) -> Tensor:
+        """The combined gradient with respect to `inputs_BS`; losses without a weight, and names that are absent, count for nothing."""
+        wanted = [index for index, name in enumerate(self.names) if name in losses and self.weights[index] > 0]
+        gradients = {index: torch.autograd.grad(losses[self.names[index]], inputs_BS, retain_graph=True)[0] for index in wanted}
+        norms = {index: gradient.norm(dim=1) for index, gradient in gradients.items()}
+        for index, norm_B in norms.items():
+            seen = self.sizes[:, index]
+            seen.mul_(self.decay).add_(torch.stack([_typical(norm_B), torch.ones_like(seen[0])]), alpha=1 - self.decay)
+        size = self.sizes[0] / self.sizes[1].clamp_min(1e-12)
+        total = torch.zeros_like(inputs_BS)
+        for index, gradient in gradients.items():
+            limited = (self.LIMIT * size[index] / norms[index].clamp_min(1e-30)).clamp(max=1)
+            scale = self.weights[index] * (1.0 if index == 0 else size[0] / size[index].clamp_min(1e-30))
+            total = total + gradient * (limited * scale)[:, None]
         return total
+
+
+def _typical(norms_B: Tensor) -> Tensor:
+    """Geometric mean of the entries that are not 0; 0 where all are."""
+    counted = (norms_B > 0).float()
+    return ((norms_B.clamp_min(1e-30).log() * counted).sum() / counted.sum().clamp_min(1)).exp() * counted.amax()
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

@@ -170,7 +170,7 @@ class CodecStep:
         """Everything the next step depends on, but the data; `processes` holds what is each process's own."""
         cuda = self.device.type == "cuda"
         own = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None}
-        own |= {"usage": [level.usage.cpu() for level in self.codec.quantizer.levels]}
+        own |= {"usage": [level.usage.cpu() for level in self.codec.quantizer.levels], "sizes": self.balance.sizes.cpu()}
         return {name: getattr(self, name).state_dict() for name in STATEFUL} | {"processes": self.group.collect(own)}
 
     def load_state(self, state: dict) -> None:
@@ -179,6 +179,7 @@ class CodecStep:
             getattr(self, name).load_state_dict(state[name])
         if self.group.rank < len(state["processes"]):
             own = state["processes"][self.group.rank]
+            self.balance.sizes.copy_(own["sizes"])
             for level, usage in zip(self.codec.quantizer.levels, own["usage"]):
                 level.usage.copy_(usage)
             torch.set_rng_state(own["rng"].cpu())

@@ -58,10 +58,22 @@ def test_discriminators_learn_to_tell_noise_from_tone_and_features_agree_on_equa
 
 def test_balanced_gradients_have_the_sizes_of_their_shares_whatever_the_losses():
     balance = GradientBalance("mel", 2.0, {"big": 0.5, "small": 0.25, "off": 0.0, "late": 1.0})
-    inputs = torch.zeros(4, requires_grad=True)
+    inputs = torch.zeros(3, 4, requires_grad=True)
+    terms = {
+        name: (inputs[:, i] * size).sum() for i, (name, size) in enumerate((("mel", 3.0), ("big", 1e6), ("small", 1e-3), ("off", 1.0)))
+    }
     for _ in range(3):
-        rows = {name: inputs[i] * size for i, (name, size) in enumerate((("mel", 3.0), ("big", 1e6), ("small", 1e-3), ("off", 1.0)))}
-        gradient = balance(rows, inputs)
-    torch.testing.assert_close(gradient, torch.tensor([6.0, 3.0, 1.5, 0.0]))
-    late = balance({"mel": inputs[0], "late": inputs[3]}, inputs)  # its first step: as large as mel's moving mean
-    torch.testing.assert_close(late[3], 2 * balance.norms[0, 0] / balance.norms[1, 0])
+        gradient = balance(terms, inputs)
+    torch.testing.assert_close(gradient, torch.tensor([6.0, 3.0, 1.5, 0.0]).expand(3, -1))
+    late = balance({"mel": inputs[:, 0].sum(), "late": inputs[:2, 3].sum()}, inputs)  # its first step, on two of the clips
+    torch.testing.assert_close(late[:, 3], torch.tensor([1.0, 1.0, 0.0]) * 2 * balance.sizes[0, 0] / balance.sizes[1, 0])
+
+
+def test_a_clip_of_enormous_gradient_does_not_set_the_scale():
+    balance = GradientBalance("mel", 1.0, {"other": 1.0})
+    inputs = torch.zeros(64, 2, requires_grad=True)
+    steep = torch.ones(64)
+    steep[5] = 1e4
+    gradient = balance({"mel": (inputs[:, 0] * steep).sum(), "other": inputs[:, 1].sum()}, inputs)
+    assert 1 <= gradient[0, 1] < 1.3 and gradient[0, 0] == 1 and gradient[5, 0] < 6
+    assert bool(torch.isfinite(balance({"mel": (inputs * 0).sum(), "other": (inputs * 0).sum()}, inputs)).all())

@@ -81,7 +81,7 @@ def test_a_stopped_training_goes_on_exactly(pack, tmp_path):
         assert torch.equal(value, second.work.codec.state_dict()[name]), name
     again = load_codec(tmp_path / "part" / "codec.safetensors")
     assert again.encode(torch.zeros(1, 640)).shape == (1, 2, 2)
-    assert torch.equal(whole.work.balance.norms, second.work.balance.norms)
+    assert torch.equal(whole.work.balance.sizes, second.work.balance.sizes)
 
 
 def test_training_lowers_the_loss_and_logs_it(pack, tmp_path):
