@@ -57,10 +57,10 @@ def write_corpus(folder: Path) -> Path:
     return manifest
 
 
-def make_config(manifest: Path, output_dir: str, address: str | None) -> FarmConfig:
+def make_config(manifest: Path, output_dir: str, address: str | None, decode_workers: int = 0) -> FarmConfig:
     tokenizers = {"midi": {"name": "f0"}, "phone": {"name": "phones"}}
     fields = {"manifest": str(manifest), "output_dir": output_dir, "tokenizers": tokenizers, "clips_per_unit": CLIPS, "workers": 2}
-    return FarmConfig.model_validate({**fields, "ray_address": address, "retries": 10})
+    return FarmConfig.model_validate({**fields, "ray_address": address, "retries": 10, "decode_workers": decode_workers})
 
 
 def undisturbed(manifest: Path, folder: Path) -> dict[str, str]:
@@ -251,7 +251,8 @@ def _one(
     folder.mkdir()
     begin = time.monotonic()
     with place_for(kind, folder, store, random.Random(f"{seed}-{number}-place")) as output_dir:
-        run = Run(kind, seed * 1_000 + number, make_config(manifest, output_dir, nodes.address), nodes, store)
+        config = make_config(manifest, output_dir, nodes.address, decode_workers=number // len(KINDS) % 2)
+        run = Run(kind, seed * 1_000 + number, config, nodes, store)
         run()
         store.fail = lambda method, key: None
         assert contents(output_dir, store) == expected, f"run {number} ({kind}): other shards than the undisturbed run's"
@@ -261,6 +262,7 @@ def _one(
     return {
         "run": number,
         "kind": kind,
+        "decoding": "ahead" if config.decode_workers else "by the workers",
         "struck": "; ".join(run.struck) or ("a quarter of the requests failed" if kind == "s3" else "nothing: it was done before"),
         "starts": run.starts,
         "shards_before_last_start": run.before_last,

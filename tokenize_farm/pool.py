@@ -32,9 +32,13 @@ class Pool:
 
     def __init__(self, config: FarmConfig, versions: dict[str, str], *, jobs: int, kind: type) -> None:
         self._config, self._versions = config, versions
-        cores = _connect(config, jobs)
-        self.decoders = decoders(config, cores)
-        self.most = max(1, min(jobs, config.workers or int((cores - self.decoders) / config.cpus_per_worker)))
+        cores, self.decoders = _connect(config, jobs)
+        room = int((cores - bool(self.decoders)) / config.cpus_per_worker)  # a core at least is left to those who decode
+        if self.decoders and not room:
+            remedy = "give Ray more cores, or set decode_workers=0: the workers then decode for themselves"
+            raise UserError("no core is left to decode with", seen=f"{cores} cores, decode_workers {self.decoders}", remedy=remedy)
+        wanted = config.workers or int((cores - self.decoders) / config.cpus_per_worker)
+        self.most = max(1, min(jobs, wanted, room) if self.decoders else min(jobs, wanted))
         needs = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         self._kind = ray.remote(kind).options(**needs, max_restarts=0, max_concurrency=_CALLS_AHEAD + 1)
         self.restarts = 0
@@ -122,15 +126,16 @@ def decoders(config: FarmConfig, cores: int) -> int:
     return max(1, int(cores - (config.workers or 1) * config.cpus_per_worker))
 
 
-def _connect(config: FarmConfig, jobs: int) -> int:
-    """Connects to the cluster, or starts Ray on this machine; returns the cores there are."""
+def _connect(config: FarmConfig, jobs: int) -> tuple[int, int]:
+    """Connects to the cluster, or starts Ray on this machine; returns the cores that Ray has, and how many processes decode."""
     if config.ray_address:
         try:
             ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
         except ConnectionError as error:
             remedy = "start a cluster, or leave ray_address out"
             raise Unavailable("no Ray cluster at this address", seen=config.ray_address, remedy=remedy) from error
-        return int(ray.cluster_resources().get("CPU", 0))
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        return cores, decoders(config, cores)
     cores = len(os.sched_getaffinity(0))
     staged = decoders(config, cores)
     workers = max(1, min(jobs, config.workers or int(cores / config.cpus_per_worker)))
@@ -142,7 +147,7 @@ def _connect(config: FarmConfig, jobs: int) -> int:
         dashboard_host="127.0.0.1",
         object_store_memory=None if staged else _OBJECT_STORE_BYTES,
     )
-    return cores
+    return cores, staged
 
 
 def start_ray(**options: Any) -> None:

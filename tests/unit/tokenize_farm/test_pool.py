@@ -48,3 +48,24 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pool.ray, "init", refused)
     with pytest.raises(UserError, match=r"no Ray cluster at this address.*10.0.0.1:6379.*start a cluster"):
         pool._connect(make_config(ray_address="10.0.0.1:6379"), 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cores", "most"),
+    [
+        ({}, 4, 4),
+        ({"workers": 9}, 4, 9),  # more than there is room for now: they wait for nodes to come
+        ({"workers": 4, "decode_workers": 1}, 4, 3),
+        ({"decode_workers": 3}, 4, 1),
+    ],
+)
+def test_workers_never_take_the_last_core_of_those_who_decode(fields: dict, cores: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_connect", lambda config, jobs: (cores, pool.decoders(config, cores)))
+    monkeypatch.setattr(pool.Pool, "grow", lambda self, wanted: None)
+    assert pool.Pool(make_config(**fields), {}, jobs=100, kind=object).most == most
+
+
+def test_no_core_for_decoding_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_connect", lambda config, jobs: (1, 1))
+    with pytest.raises(UserError, match=r"no core is left to decode.*cores 1, decode_workers 1.*decode_workers=0"):
+        pool.Pool(make_config(decode_workers=1), {}, jobs=1, kind=object)
