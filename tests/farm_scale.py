@@ -15,12 +15,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.tokenize_farm.flow import Flow, ray_workers
@@ -74,13 +77,34 @@ def write_manifest(path: Path, rows: int) -> None:
             )
 
 
-def peak_mib() -> float:
-    """Largest resident size of this process, and of the largest of its ended children."""
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+class Watch:
+    """A context: CPU seconds of this process and all below it, and the largest sum of their resident sizes, looked at four times a second."""
 
+    def __init__(self) -> None:
+        self._cpu: dict[int, float] = {}
+        self.peak_mib = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
-def cpu_seconds() -> float:
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    def __enter__(self) -> "Watch":
+        self._begin = time.process_time()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.cpu_seconds = time.process_time() - self._begin + sum(self._cpu.values())
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        while not self._over.wait(0.25):
+            resident = me.memory_info().rss
+            for child in me.children(recursive=True):
+                with suppress(psutil.Error):
+                    self._cpu[child.pid] = sum(child.cpu_times()[:2])
+                    resident += child.memory_info().rss
+            self.peak_mib = max(self.peak_mib, resident / 2**20)
 
 
 def measure(folder: Path, rows: int, units: int, clips_per_unit: int) -> dict[str, float]:
@@ -90,17 +114,17 @@ def measure(folder: Path, rows: int, units: int, clips_per_unit: int) -> dict[st
     # No tokenizer of the config is made: the workers bring their own.
     fields = {"manifest": str(manifest), "output_dir": str(folder / "shards"), "tokenizers": {"midi": {"name": "f0"}}}
     config = FarmConfig.model_validate({**fields, "clips_per_unit": clips_per_unit})
-    begin, cpu = time.perf_counter(), cpu_seconds()
-    plan = Plan(manifest, config, VERSIONS)
-    planning, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-    planned_mib = peak_mib()
+    begin = time.perf_counter()
+    with Watch() as watch:
+        plan = Plan(manifest, config, VERSIONS)
+    planning = time.perf_counter() - begin
     dispatched = dispatch(config, plan, min(units, len(plan))) if units else {}
     return {
         "rows": rows,
         "units": len(plan),
         "plan_seconds": round(planning, 2),
-        "plan_cpu_us_a_row": round(cpu / rows * 1e6, 2),
-        "plan_peak_mib": round(planned_mib),
+        "plan_cpu_us_a_row": round(watch.cpu_seconds / rows * 1e6, 2),
+        "plan_peak_mib": round(max(watch.peak_mib, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)),
         **dispatched,
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }

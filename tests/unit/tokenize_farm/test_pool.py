@@ -67,5 +67,5 @@ def test_workers_never_take_the_last_core_of_those_who_decode(fields: dict, core
 
 def test_no_core_for_decoding_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_connect", lambda config, jobs: (1, 1))
-    with pytest.raises(UserError, match=r"no core is left to decode.*cores 1, decode_workers 1.*decode_workers=0"):
+    with pytest.raises(UserError, match=r"no core is left to decode.*1 cores, decode_workers 1.*decode_workers=0"):
         pool.Pool(make_config(decode_workers=1), {}, jobs=1, kind=object)
