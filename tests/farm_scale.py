@@ -78,7 +78,7 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 class Watch:
-    """A context: CPU seconds of this process and all below it, and the largest sum of their resident sizes, looked at four times a second."""
+    """A context: CPU seconds of this process and all below it, and the largest sum of their resident sizes, looked at often."""
 
     def __init__(self) -> None:
         self._cpu: dict[int, float] = {}
