@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
@@ -107,9 +108,16 @@ def _options(given: dict[str, Any]) -> Options:
 
 def _one(generator: Generator, job: Job, out: Path, as_json: bool) -> None:
     started = perf_counter()
-    with Progress(TextColumn("generate"), BarColumn(), TextColumn("{task.completed} frames"), console=Console(stderr=True)) as bar:
+    with ExitStack() as stack:
+        bar = Progress(TextColumn("generate"), BarColumn(), TextColumn("{task.completed} frames"), console=Console(stderr=True))
         row = bar.add_task("generate", total=None)
-        clip = generator.generate(*job, progress=lambda frames: bar.update(row, completed=frames))
+
+        def show(frames: int) -> None:
+            if not bar.live.is_started:  # not before the inputs are known to be good: a fault is one line
+                stack.enter_context(bar)
+            bar.update(row, completed=frames)
+
+        clip = generator.generate(*job, progress=show)
     elapsed = perf_counter() - started
     facts = _save(clip, out, job[1]) | {"frames_per_second": round(len(clip.codes_TQ) / elapsed, 1)}
     if as_json:

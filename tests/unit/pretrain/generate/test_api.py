@@ -179,6 +179,22 @@ def test_a_command_that_cannot_work_is_one_clear_line(command, words, message):
     assert message in str(command(*words)[1])
 
 
+def test_a_bad_input_draws_no_bar(generator, monkeypatch):
+    monkeypatch.setattr(cli.Generator, "load", lambda path, **options: generator)
+    words = ["--checkpoint", "run", "--task", "tts", "--text", "hello", "--out", "x.wav"]
+    done = CliRunner().invoke(cli.generate, words)
+    assert "needs a recording" in str(done.exception)
+    assert done.output == ""
+
+
+def test_one_clip_is_written_and_told(command, tmp_path):
+    out, fault = command("--task", "sound", "--text", "rain", "--max-seconds", "0.3", "--out", str(tmp_path / "a.wav"), "--json")
+    assert fault is None
+    facts = json.loads(out)
+    assert Path(facts["picture"]).read_bytes()[:4] == b"\x89PNG"
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == facts["seconds"] * 16_000
+
+
 def test_the_command_streams_pcm_and_writes_the_same_wav(generator, monkeypatch, tmp_path):
     monkeypatch.setattr(cli.Generator, "load", lambda path, **options: generator)
     words = [
