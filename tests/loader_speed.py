@@ -35,7 +35,7 @@ def clip_codes(number: int, frames: int) -> np.ndarray:
 
 def make(folder: Path, clips: int) -> None:
     """The clips as our shards (with the views of seven tasks), and, by each library's own writer, as its."""
-    from uniaudio.tokenize_farm.index_table import index_folder
+    from uniaudio.tokenize_farm.index_build import index_folder
     from uniaudio.tokenize_farm.schema import TokenizedClip
     from uniaudio.tokenize_farm.shard_writer import write_shard
 

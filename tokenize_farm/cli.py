@@ -16,7 +16,7 @@ from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import load_config
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import list_shards
-from uniaudio.tokenize_farm.index_table import index_folder, index_store
+from uniaudio.tokenize_farm.index_build import index_folder, index_store
 from uniaudio.tokenize_farm.manifest import is_address, read_manifest, write_manifest
 from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.planner import Rates, plan_farm

@@ -15,7 +15,7 @@ from uniaudio.atomic import publish_bytes
 from uniaudio.errors import Unavailable, UserError
 from uniaudio.lock import only_writer
 from uniaudio.tokenize_farm.index import ShardPaths, list_shards
-from uniaudio.tokenize_farm.index_table import index_folder, index_store
+from uniaudio.tokenize_farm.index_build import index_folder, index_store
 from uniaudio.tokenize_farm.manifest import is_address
 from uniaudio.tokenize_farm.parts import WHOLE, Part
 from uniaudio.tokenize_farm.schema import SCHEMA_VERSION, TokenizedClip, parse_shard_name, shard_name

@@ -16,7 +16,8 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.draw import below
 from uniaudio.pretrain.data.remote import Remote
-from uniaudio.tokenize_farm.index_table import IndexTable, current_table, read_table, table_path
+from uniaudio.tokenize_farm.index_build import current_table
+from uniaudio.tokenize_farm.index_table import IndexTable, read_table, table_path
 
 logger = get_logger(__name__)
 

@@ -1,6 +1,7 @@
 """Bytes of shards by number: opens each, checks it against its hash once, says which cannot be used. Knows no view and no task."""
 
 import hashlib
+import math
 import mmap
 import os
 import threading
@@ -35,7 +36,7 @@ class ShardFault(UserError):
 class ShardFiles:
     """The tars of a split, opened when first read; the last OPEN_SHARDS stay open.
 
-    verify: hash each shard once a host-side loader (its workers share what was found) and compare with the index.
+    verify: hash each shard once a loader (its workers share what was found) and compare with the index.
     A shard once found bad stays bad: every later read of it fails at once, in every worker.
     """
 
@@ -46,9 +47,8 @@ class ShardFiles:
         self._used: dict[int, float] = {}
         self._fetchers = ThreadPoolExecutor(_FETCHERS) if remotes else None
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._state = np.frombuffer(
-            mmap.mmap(-1, max(1, clips.num_shards)), np.uint8
-        )  # shared with forked workers: 0 unknown, 1 good, 2 bad
+        shared = mmap.mmap(-1, max(1, clips.num_shards))  # with workers forked later: 0 unknown, 1 good, 2 bad
+        self._state = np.frombuffer(shared, np.uint8)
         self._lock = threading.Lock()
 
     def prefetch(self, shards: np.ndarray) -> None:
@@ -62,7 +62,7 @@ class ShardFiles:
         A shard that cannot be fetched counts as bad: whoever reads it gets the fault.
         """
         for shard in np.unique(shards).tolist() if self._fetchers else ():
-            if time.monotonic() < self._used.get(shard, 0.0) + _USED_SECONDS or self._state[shard] == 2:
+            if time.monotonic() < self._used.get(shard, -math.inf) + _USED_SECONDS or self._state[shard] == 2:
                 continue
             try:
                 if (coming := self._fetch(shard)) is not None:

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.cli import shards as shards_command
 from uniaudio.tokenize_farm.index import list_shards, read_index
-from uniaudio.tokenize_farm.index_table import IndexTable, current_table, index_folder, read_table, table_path
+from uniaudio.tokenize_farm.index_build import current_table, index_folder
+from uniaudio.tokenize_farm.index_table import IndexTable, read_table, table_path
 from uniaudio.tokenize_farm.schema import KINDS, TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
 

@@ -17,7 +17,7 @@ from uniaudio.pretrain.data.loader import Loader, make_loader
 from uniaudio.pretrain.data.remote import Remote, has_split, local_folder
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.tokenize_farm import storage
-from uniaudio.tokenize_farm.index_table import index_folder, index_store
+from uniaudio.tokenize_farm.index_build import index_folder, index_store
 from uniaudio.tokenize_farm.storage import Store
 
 Serve = Callable[..., ObjectStore]
