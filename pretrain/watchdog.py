@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import torch.distributed as dist
@@ -23,6 +24,7 @@ WAITING_SECONDS = 30.0  # nobody gets on: said, since a compilation or a slow di
 STALLED_SECONDS = 900.0  # nobody gets on: given up
 SLOW_FACTOR = 1.5  # of the median of all ranks
 SLOW_SECONDS = 0.01
+_STORE_FAULTS = (dist.DistStoreError, dist.DistNetworkError, RuntimeError)
 logger = get_logger("watchdog")
 
 
@@ -46,8 +48,7 @@ class Sign:
 class Signs:
     """What is known of all ranks, and since when; judged on this process's own clock alone."""
 
-    def __init__(self, rank: int, now: float) -> None:
-        self.rank = rank
+    def __init__(self, now: float) -> None:
         self.known: dict[int, Sign] = {}
         self._heard: dict[int, float] = {}
         self._moved = now
@@ -125,15 +126,16 @@ class Watchdog:
     # ---- the thread ----
 
     def _watch(self) -> None:
-        signs = Signs(self._sign.rank, time.monotonic())
+        signs = Signs(time.monotonic())
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self._exchange(signs)
-            except (dist.DistStoreError, dist.DistNetworkError, RuntimeError) as error:
+            except _STORE_FAULTS as error:
                 if not self._ended.is_set():
                     self._end(f"the store of rank 0 does not answer, so that rank or its host is dead: {str(error).splitlines()[0]}")
             self._judge(signs, time.monotonic())
-        self._store.set(str(self._sign.rank), json.dumps({"left": True}))
+        with suppress(*_STORE_FAULTS):  # rank 0 may have gone already, and there is nobody left to be told
+            self._store.set(str(self._sign.rank), json.dumps({"left": True}))
 
     def _guard(self) -> None:
         """Beside the thread above, which waits without end where the store's host is frozen."""

@@ -36,10 +36,10 @@ def config(folder: Path, name: str) -> dict[str, Any]:
     return {
         "model": {**model, "kernels": "torch"},
         "data": {
-            "shards": str(folder / "shards"), "tasks": ["tts", "vc", "se", "svs", "sound", "music"], "frames_per_row": 256,
+            "shards": str(folder / "shards"), "tasks": ["tts", "vc", "se", "svs", "sound", "music"], "frames_per_row": 128,
             "rows_per_micro_batch": 1, "prompt_seconds": 0.3,
         },
-        "optim": {"lr": 0.01, "warmup_steps": 20, "gradient_accumulation": 2},
+        "optim": {"lr": 0.01, "warmup_steps": 20},
         "train": {
             "output_dir": str(folder / name), "steps": STEPS, "device": "cpu", "log_every": 1, "save_every": SAVE_EVERY,
             "evaluate_batches": 1, "threads": 1,

@@ -19,14 +19,14 @@ def sign(rank: int, beat: int, progress: int, phase: str = "step", own: float | 
 
 
 def test_a_rank_without_signs_is_named_with_its_host() -> None:
-    signs = Signs(0, now=0.0)
+    signs = Signs(now=0.0)
     signs.update([sign(0, 1, 5), sign(1, 1, 5)], now=0.0)
     signs.update([sign(0, 9, 6), sign(1, 1, 5)], now=SILENT_SECONDS + 1)
     assert [str(one) for one in signs.silent(SILENT_SECONDS + 1)] == ["rank 1 (host node-1, pid 101; step 7, step)"]
 
 
 def test_those_behind_are_who_the_others_wait_for() -> None:
-    signs = Signs(0, now=0.0)
+    signs = Signs(now=0.0)
     signs.update([sign(0, 1, 6), sign(1, 1, 5, "data"), sign(2, 1, 6)], now=0.0)
     assert [one.rank for one in signs.behind()] == [1]
     signs.update([sign(0, 2, 6), sign(1, 2, 5, "data"), sign(2, 2, 6)], now=40.0)
@@ -36,7 +36,7 @@ def test_those_behind_are_who_the_others_wait_for() -> None:
 
 
 def test_a_slow_rank_is_far_above_the_median() -> None:
-    signs = Signs(0, now=0.0)
+    signs = Signs(now=0.0)
     signs.update([sign(rank, 1, 1, own=0.2 if rank != 2 else 0.35) for rank in range(4)], now=0.0)
     assert [(one.rank, median) for one, median in signs.slow()] == [(2, 0.2)]
 
