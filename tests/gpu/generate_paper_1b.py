@@ -5,6 +5,7 @@ Predicted on one H100, bf16, three codes (before the first run of this code): ba
 20,500 together; first chunk 100 ms; share of the weights' bound 0.50 at batch 1. bf16 codes alone and in a batch of 16 equal.
 
     python tests/gpu/generate_paper_1b.py --out work/generate_h100 --phases check speed first_chunk profile
+    python tests/gpu/generate_paper_1b.py --out work/generate_cpu --phases speed --run demo_cpu --device cpu    # the demo's model, fp32
 """
 
 import argparse
@@ -133,29 +134,31 @@ def weight_bytes(weights: DecodeWeights) -> int:
 def speed(bench: Bench) -> dict[str, Any]:
     """Frames a second of all rows together, in the middle of long sequences."""
     found: dict[str, Any] = {}
-    model = bench.model(bench.config, torch.bfloat16)
-    for int8 in (False, True):
+    on_gpu = bench.device.type == "cuda"
+    precision = "bf16" if on_gpu else "fp32"
+    model = bench.model(bench.config, torch.bfloat16 if on_gpu else torch.float32)
+    sizes = {False: (1, 16, 64, 128), True: (1, 16)} if on_gpu else {False: (1, 8)}
+    for int8, rows in [(int8, rows) for int8, several in sizes.items() for rows in several]:
         weights = decode_weights(model, bench.vocabulary, int8=int8)
-        for rows in (1, 16) if int8 else (1, 16, 64, 128):
-            slots = bench.slots(weights, rows)
-            run = slots.run([bench.request(seed, bench.frames) for seed in range(rows)], partial=True)
-            next(run)  # prompts and the first frames
-            times = []
-            for _ in range(5):
-                bench.synchronize()
-                started = time.perf_counter()
-                for _ in range(max(1, bench.frames // 8)):
-                    slots.frame()
-                bench.synchronize()
-                times.append((time.perf_counter() - started) / max(1, bench.frames // 8))
-            step = statistics.median(times)
-            found[f"{'int8' if int8 else 'bf16'} batch {rows}"] = {
-                "frames/s together": round(rows / step, 1),
-                "ms a step": round(1000 * step, 3),
-                "times real time": round(rows / step / 50, 2),
-                "share of the weights' bound": round(weight_bytes(weights) / BANDWIDTH / step, 3),
-            }
-            del run, slots
+        slots = bench.slots(weights, rows)
+        run = slots.run([bench.request(seed, bench.frames) for seed in range(rows)], partial=True)
+        next(run)  # prompts and the first frames
+        times = []
+        for _ in range(5):
+            bench.synchronize()
+            started = time.perf_counter()
+            for _ in range(max(1, bench.frames // 8)):
+                slots.frame()
+            bench.synchronize()
+            times.append((time.perf_counter() - started) / max(1, bench.frames // 8))
+        step = statistics.median(times)
+        found[f"{'int8' if int8 else precision} batch {rows}"] = {
+            "frames/s together": round(rows / step, 1),
+            "ms a step": round(1000 * step, 3),
+            "times real time": round(rows / step / 50, 2),
+            "share of the weights' bound": round(weight_bytes(weights) / BANDWIDTH / step, 3),
+        }
+        del run, slots
     return found
 
 
