@@ -53,13 +53,16 @@ class CodecDataConfig(Section):
 
 
 class CodecLossConfig(Section):
-    """Weights of the terms of the loss. Those said to be shares are sizes of a term's gradient beside the mel term's, kept throughout."""
+    """Weights of the terms of the loss. Those said to be shares are sizes of a term's gradient beside the mel term's, kept throughout.
+
+    Small shares are not small terms: mel's gradient is steep in quiet bins and cancels on its way to the weights (docs/codec/training.md).
+    """
 
     mel: float = Field(15.0, gt=0)
-    spectrum: float = Field(0.7, ge=0, description="share of the complex STFT difference")
-    quality: float = Field(0.7, ge=0, description="share of the disturbance after ITU-T P.862 (PESQ)")
-    intelligibility: float = Field(0.3, ge=0, description="share of 1 - STOI")
-    judges: float = Field(0.7, ge=0, description="share of what the discriminators say: feature differences and verdicts")
+    spectrum: float = Field(0.002, ge=0, description="share of the complex STFT difference")
+    quality: float = Field(0.03, ge=0, description="share of the disturbance after ITU-T P.862 (PESQ)")
+    intelligibility: float = Field(0.013, ge=0, description="share of 1 - STOI")
+    judges: float = Field(0.0007, ge=0, description="share of what the discriminators say: feature differences and verdicts")
     adversarial: float = Field(0.25, ge=0, description="weight of the verdicts beside the feature differences")
     commitment: float = Field(0.25, ge=0)
     codebook: float = Field(1.0, ge=0)

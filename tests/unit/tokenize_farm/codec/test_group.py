@@ -54,7 +54,7 @@ def test_two_processes_hold_the_same_weights_write_one_log_and_go_on_exactly(pac
     settings = {"max_steps": 6, "discriminate_from": 0.3, "revive_below": 0.5}
     whole, halves = (config(pack, tmp_path / name, **settings) for name in ("whole", "halves"))
     first, second = trained((whole, None), (halves, 3), (halves, None))
-    assert [step for step, _ in first][0] == first[2][0] == 6 and 0 < first[1][0] < 6
+    assert first[0][0] == first[2][0] == 6 and 0 < first[1][0] < 6
     for name, value in first[0][1].items():
         assert (value == first[2][1][name]).all(), name  # stopped and resumed
         assert "usage" in name or (value == second[0][1][name]).all(), name  # the other process
