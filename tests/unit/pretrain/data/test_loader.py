@@ -84,8 +84,13 @@ CURRICULUM = {"schedule": [{"step": 4, "weights": {"sound": 0.5}}, {"step": 9, "
 
 def plan_of(clips: ClipTable, *, ranks: int, accumulation: int = 1, position: DataPosition = DataPosition(), **data) -> Loader:  # noqa: B008
     """A loader that plans and reads nothing."""
-    config = {"shards": "unused", "tasks": TASKS, "frames_per_row": T, "rows_per_micro_batch": 2, "max_documents_per_row": 8}
-    config |= {"max_text_states_per_row": 24, "shards_per_block": 2} | data
+    config = {
+        "shards": "unused",
+        "tasks": ("tts", "se", "sound"),
+        "frames_per_row": T,
+        "rows_per_micro_batch": 2,
+    }
+    config |= {"max_documents_per_row": 8, "max_text_states_per_row": 24, "shards_per_block": 2} | data
     planner = Planner(clips, DataConfig(**config), ModelConfig(text_width=8))
     shape = {"data_parallel_rank": 0, "data_parallel_size": ranks, "gradient_accumulation": accumulation}
     return Loader(planner, None, **shape, position=position, workers=0, pin=False)
