@@ -66,7 +66,7 @@ def test_a_shard_with_a_flipped_byte_is_named(folder: Path, tmp_path: Path) -> N
     tar.write_bytes(data)
     code, errors = train(folder, f"data.shards={shards}", f"train.output_dir={tmp_path / 'run'}")
     [line] = errors.splitlines()
-    assert code == 2 and f"shard {tar} is not what its sidecar says: a byte has changed" in line and "run the farm again" in line
+    assert code == 2 and f"shard {tar.name} is not what its index says: a byte has changed" in line and "run the farm again" in line
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     code, errors = uniaudio(tmp_path / "results", "shards", "verify", str(shards))
     assert code == 1 and "train-000001: " in errors
