@@ -19,7 +19,7 @@ from uniaudio.errors import UserError
 _SHARDS_LOOKED_AT = 16  # evenly over the folder: a farm's shards are all of one make
 _ROWS_LOOKED_AT = 100
 _SHAPE = ("width", "num_heads", "ffn_width", "global_layers", "local_layers", "max_positions", "text_width", "embedding", "link")
-_ELSEWHERE = "check_paths: false where this machine does not see the nodes' files"
+_ELSEWHERE = "check_paths: false in the cluster's YAML where this machine does not see the nodes' files"
 
 
 def check_shards(run: RunConfig) -> None:

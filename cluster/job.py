@@ -95,7 +95,9 @@ def read_record(folder: Path) -> Record:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(
-            "no such job", seen=folder.name, allowed=", ".join(record.name for record in read_records(folder.parent))
+            "no such job",
+            seen=folder.name,
+            allowed=", ".join(record.name for record in read_records(folder.parent)) or f"none yet in {folder.parent}",
         ) from error
     except (ValueError, TypeError) as error:
         raise UserError("a job's record is damaged", seen=path, remedy="remove the folder; the scheduler still knows the job") from error

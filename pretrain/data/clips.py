@@ -155,7 +155,9 @@ def load_clips(places: str | Path | Sequence[str], split: str, remotes: Mapping[
         tables.append(table)
     if not any(map(len, tables)):
         raise UserError(
-            f"data.shards holds no clip of the split {split}", seen=", ".join(places), remedy="run `uniaudio tokenize`, or set data.shards"
+            f"data.shards holds no clip of the split {split}",
+            seen=", ".join(places),
+            remedy="run `uniaudio tokenize` (its held_out_fraction decides how many speakers go to the split valid), or set data.shards",
         )
     found = [(name, table) for name, table in zip(names, tables) if len(table)]
     return ClipTable(split, tuple(name for name, _ in found), tuple(table for _, table in found))

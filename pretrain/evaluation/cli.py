@@ -66,6 +66,12 @@ def evaluate(
         for result in evaluator.evaluate(plan, lambda what: progress.update(bar, description=what)):
             results.append(result)
             progress.advance(bar)
+    if not results:
+        raise UserError(
+            "no held-out clip serves any task of this run",
+            seen=", ".join(wanted),
+            remedy="tokenize with a larger held_out_fraction (its share of the speakers goes to the split valid), or give --shards",
+        )
     about = {
         "checkpoint": str(folder),
         "shards": str(evaluator.run.data.shards),

@@ -69,7 +69,7 @@ def test_names_count_up_and_records_list_in_order(tmp_path):
 
 
 def test_unknown_and_damaged_records_are_named(tmp_path):
-    with pytest.raises(UserError, match="no such job"):
+    with pytest.raises(UserError, match=r"no such job \| seen: train-x-1 \| allowed: none yet"):
         read_record(tmp_path / "train-x-1")
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(UserError, match="record is damaged"):
