@@ -25,7 +25,14 @@ def _must_divide(key: str, value: int, what: str, number: int) -> None:
 
 def check_run(run: RunConfig) -> None:
     """The rules of a training run."""
-    model, parallel = run.model, run.parallel
+    _check_model(run)
+    _check_tensor_parallel(run)
+    _check_pipeline(run)
+    _check_training(run)
+
+
+def _check_model(run: RunConfig) -> None:
+    model = run.model
     _must_divide("model.num_heads", model.num_heads, "model.width", model.width)
     _must_divide("model.local_num_heads", model.local_heads, "model.width", model.width)
     for key, heads in (("model.num_heads", model.num_heads), ("model.local_num_heads", model.local_heads)):
@@ -42,6 +49,17 @@ def check_run(run: RunConfig) -> None:
         )
     if model.embedding == "concat" or model.link == "split":
         _must_divide("model.num_codebooks", model.num_codebooks, "model.width (embedding: concat, link: split)", model.width)
+    if run.data.frames_per_row > model.max_positions:
+        raise UserError(
+            "data.frames_per_row exceeds model.max_positions",
+            seen=run.data.frames_per_row,
+            allowed=f"up to {model.max_positions}",
+            remedy="shorter rows or a longer table of positions",
+        )
+
+
+def _check_tensor_parallel(run: RunConfig) -> None:
+    model, parallel = run.model, run.parallel
     tensor = parallel.tensor_parallel_size
     _must_divide("parallel.tensor_parallel_size", tensor, "model.num_heads", model.num_heads)
     _must_divide("parallel.tensor_parallel_size", tensor, "model.local_num_heads", model.local_heads)
@@ -53,6 +71,10 @@ def check_run(run: RunConfig) -> None:
             seen=f"{tokens} frames, parallel.tensor_parallel_size {tensor}",
             allowed="2 or more ranks, and a multiple of them",
         )
+
+
+def _check_pipeline(run: RunConfig) -> None:
+    model, parallel = run.model, run.parallel
     layers = model.global_layers + model.local_layers + 3
     if parallel.pipeline_parallel_size > layers:
         raise UserError("parallel.pipeline_parallel_size exceeds the layers", seen=parallel.pipeline_parallel_size, allowed=f"1..{layers}")
@@ -71,20 +93,10 @@ def check_run(run: RunConfig) -> None:
             allowed="0, 1",
             remedy="or set parallel.pipeline_parallel_size=1",
         )
-    if run.data.frames_per_row > model.max_positions:
-        raise UserError(
-            "data.frames_per_row exceeds model.max_positions",
-            seen=run.data.frames_per_row,
-            allowed=f"up to {model.max_positions}",
-            remedy="shorter rows or a longer table of positions",
-        )
-    if model.prefix_lm and run.data.loss_on == "all":
-        raise UserError(
-            "data.loss_on all counts conditions, which model.prefix_lm lets the model see beforehand",
-            seen="loss_on all",
-            allowed="target",
-            remedy="set data.loss_on=target or model.prefix_lm=false",
-        )
+
+
+def _check_training(run: RunConfig) -> None:
+    model, parallel = run.model, run.parallel
     if run.train.precision == "bf16" and parallel.zero_stage == 0:
         raise UserError(
             "train.precision bf16 needs the fp32 master weights of parallel.zero_stage 1 or more",
@@ -92,12 +104,12 @@ def check_run(run: RunConfig) -> None:
             allowed="1, 2, 3",
             remedy="set parallel.zero_stage=1: it costs nothing on one data-parallel rank",
         )
-    if run.train.fp8 and (run.train.precision != "bf16" or tensor > 1 or model.width % 16 or model.ffn_width % 16):
+    if run.train.fp8 and (run.train.precision != "bf16" or parallel.tensor_parallel_size > 1 or model.width % 16 or model.ffn_width % 16):
         raise UserError(
             "train.fp8 needs bf16 around it, whole layers, and widths that are multiples of 16",
-            seen=f"train.precision {run.train.precision}, parallel.tensor_parallel_size {tensor}, model.width {model.width}, "
-            f"model.ffn_width {model.ffn_width}",
+            seen=f"train.precision {run.train.precision}, parallel.tensor_parallel_size {parallel.tensor_parallel_size}, "
+            f"model.width {model.width}, model.ffn_width {model.ffn_width}",
             allowed="bf16, 1, 16 k, 16 k",
         )
-    if run.parallel.backend == "nccl" and run.train.device == "cpu":
+    if parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")
