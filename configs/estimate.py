@@ -5,9 +5,10 @@ can say what is large. What is left out is said where it is left out; the sums a
 """
 
 import itertools
+import math
 from dataclasses import asdict, dataclass
 
-from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame, layer_flops, parameter_count
+from uniaudio.configs.flops import PEAK_FLOPS, adapter_shapes, flops_per_frame, layer_flops, parameter_shapes, trained_count
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
@@ -56,15 +57,15 @@ def padded_vocabulary_size(model: ModelConfig, parallel: ParallelConfig) -> int:
 def memory_gb(run: RunConfig) -> MemoryGB:
     """One GPU's share. Of a pipeline: an even share of the layers (the stage bounds follow the operations, so it is near that).
 
-    States of a parameter: fp32 4 bytes of weight, 4 of gradient, 8 of Adam's moments; bf16 2, 2 and 12 (moments and the fp32 master copy).
-    ZeRO cuts them over the data-parallel ranks: 1 the optimizer's, 2 the gradients too, 3 the weights too.
+    States of a parameter: fp32 4 bytes of weight, 4 of gradient, 8 of Adam's moments; bf16 2, 2 and 12 (moments and the fp32 master copy);
+    frozen: the weight alone. ZeRO cuts them over the data-parallel ranks: 1 the optimizer's, 2 the gradients too, 3 the weights too.
     """
     parallel = run.parallel
-    parameters = parameter_count(run.model, padded_vocabulary_size(run.model, parallel))
-    share = parameters / (parallel.tensor_parallel_size * parallel.pipeline_parallel_size) / 1e9
+    counts = trained_count(run, padded_vocabulary_size(run.model, parallel))
+    share, frozen = (count / (parallel.tensor_parallel_size * parallel.pipeline_parallel_size) / 1e9 for count in counts)
     weights, gradients, optimizer = (2.0, 2.0, 12.0) if run.train.precision == "bf16" else (4.0, 4.0, 8.0)
     cut = [parallel.data_parallel_size if parallel.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    return MemoryGB(share * weights / cut[0], share * gradients / cut[1], share * optimizer / cut[2], _activations_gb(run))
+    return MemoryGB((share + frozen) * weights / cut[0], share * gradients / cut[1], share * optimizer / cut[2], _activations_gb(run))
 
 
 def _activations_gb(run: RunConfig) -> float:
@@ -90,8 +91,22 @@ def _activations_gb(run: RunConfig) -> float:
 def seconds_per_step(run: RunConfig, *, gpu: str, mfu: float) -> float:
     """Time of an optimizer step on GPUs of that name, at this share of their peak (1: all of it)."""
     rows = padded_vocabulary_size(run.model, run.parallel)
-    operations = run.frames_per_step * flops_per_frame(run.model, run.data.frames_per_row, rows)
+    operations = run.frames_per_step * frame_flops(run, rows)
     return operations / (run.parallel.world_size * PEAK_FLOPS[gpu] * mfu)
+
+
+def frame_flops(run: RunConfig, rows: int) -> float:
+    """Training operations a frame with vocabulary tables of `rows` rows: as `flops_per_frame`, but a frozen matrix of a block needs no
+    gradient of its own, and an adapter is two thin products."""
+    shapes = parameter_shapes(run.model, 1)
+    adapters = adapter_shapes(run.finetune, shapes)
+    codes = {"global_blocks": 1, "local_blocks": run.model.num_codebooks}
+    operations = flops_per_frame(run.model, run.data.frames_per_row, rows)
+    for name, shape in (shapes | adapters).items():
+        if len(shape) == 2 and (times := codes.get(name.split(".")[0])):
+            saved = 0 if run.finetune.trains(name) else -2
+            operations += times * math.prod(shape) * (6 if name in adapters else saved)
+    return operations
 
 
 # Measured on H100s (docs/training.md): what of the data sheet's peak the products and kernels of a step reach, bytes/s of its memory, and
@@ -142,7 +157,7 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
     tokens = run.frames_per_step / data * (model.global_layers + model.num_codebooks * model.local_layers) / stages
     crossings = (6 if parallel.recompute == "full" else 4) if tensor > 1 else 0  # all-reduces of a block: two forward, two backward
     moved = crossings * tokens * model.width * 2 * 2 * (tensor - 1) / tensor
-    parameters = parameter_count(model, padded_vocabulary_size(model, parallel)) / (tensor * stages)
+    parameters = trained_count(run, padded_vocabulary_size(model, parallel))[0] / (tensor * stages)
     inside = parallel.world_size <= gpus_per_node
     exchanged = parameters * (4 + 2) * (data - 1) / data  # fp32 gradients scattered, bf16 weights gathered
     owned = parameters / (data if parallel.zero_stage else 1)

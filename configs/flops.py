@@ -5,7 +5,11 @@ forward's). Attention of the global stack is counted as causal over whole rows o
 packing saves; that of the local stack, a few codes wide, is left out.
 """
 
+import math
+
+from uniaudio.configs.finetune import FinetuneConfig, adapter_names
 from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.run import RunConfig
 
 # Dense bf16 FLOP/s of a device whose name holds the key (vendors' data sheets).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -38,14 +42,62 @@ def flops_per_frame(config: ModelConfig, T: int, vocabulary_size: int) -> float:
     return sum(layer_flops(config, T, vocabulary_size))
 
 
-def parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
-    """Trained parameters of the whole model, rows that pad the vocabulary left out."""
-    width, levels = config.width, config.num_codebooks
-    norm = 2 * width
-    block = _block_weights(config) + 2 * norm + (2 * width + width) + (config.ffn_width + width)
+def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every parameter of the whole model, in the order of its layers."""
+    width, inner, levels = config.width, config.ffn_width, config.num_codebooks
     code_width = width if config.embedding == "sum" else width // levels
-    embed = vocabulary_size * code_width + config.max_positions * width + (config.text_width + 1) * width
     link_width = width if config.link == "shared" else width // levels
-    link = norm + (link_width + 1) * width + vocabulary_size * width + levels * width
-    head = norm + vocabulary_size * width
-    return embed + link + head + (config.global_layers + config.local_layers) * block
+    block = {
+        "attention_norm.weight": (width,),
+        "attention_norm.bias": (width,),
+        "attention.qkv.weight": (3 * width, width),
+        "attention.qkv.bias": (2 * width,),
+        "attention.out.weight": (width, width),
+        "attention.out.bias": (width,),
+        "mlp_norm.weight": (width,),
+        "mlp_norm.bias": (width,),
+        "mlp.up.weight": (inner, width),
+        "mlp.up.bias": (inner,),
+        "mlp.down.weight": (width, inner),
+        "mlp.down.bias": (width,),
+    }
+    return {
+        "embed.code.weight": (vocabulary_size, code_width),
+        "embed.position.weight": (config.max_positions, width),
+        "embed.text.weight": (width, config.text_width),
+        "embed.text.bias": (width,),
+        **{f"global_blocks.{index}.{name}": shape for index in range(config.global_layers) for name, shape in block.items()},
+        "link.norm.weight": (width,),
+        "link.norm.bias": (width,),
+        "link.linear.weight": (width, link_width),
+        "link.linear.bias": (width,),
+        "link.code.weight": (vocabulary_size, width),
+        "link.level.weight": (levels, width),
+        **{f"local_blocks.{index}.{name}": shape for index in range(config.local_layers) for name, shape in block.items()},
+        "head.norm.weight": (width,),
+        "head.norm.bias": (width,),
+        "head.projection.weight": (vocabulary_size, width),
+    }
+
+
+def parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
+    """Parameters of the whole model, without adapters."""
+    return sum(map(math.prod, parameter_shapes(config, vocabulary_size).values()))
+
+
+def adapter_shapes(finetune: FinetuneConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the adapters on a model of these parameters: A (rank, input), B (output, rank)."""
+    adapters: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if finetune.lora.adapts(name):
+            a, b = adapter_names(name)
+            adapters |= {a: (finetune.lora.rank, shape[1]), b: (shape[0], finetune.lora.rank)}
+    return adapters
+
+
+def trained_count(run: RunConfig, vocabulary_size: int) -> tuple[int, int]:
+    """(parameters that change, parameters that are frozen) of a run, adapters included."""
+    shapes = parameter_shapes(run.model, vocabulary_size)
+    shapes |= adapter_shapes(run.finetune, shapes)
+    trained = sum(math.prod(shape) for name, shape in shapes.items() if run.finetune.trains(name))
+    return trained, sum(map(math.prod, shapes.values())) - trained

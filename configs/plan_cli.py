@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import click
 
-from uniaudio.configs.estimate import bubble_share, memory_gb, padded_vocabulary_size, step_seconds
-from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame, parameter_count
+from uniaudio.configs.estimate import bubble_share, frame_flops, memory_gb, padded_vocabulary_size, step_seconds
+from uniaudio.configs.flops import PEAK_FLOPS, trained_count
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
@@ -36,9 +36,10 @@ def plan(run: str, overrides: tuple[str, ...], gpu: str, gpus_per_node: int, pri
         click.echo(json.dumps(record))
         return
     memory, step = record["memory_gb"], record["step_seconds"]
+    trained = f", {record['trained'] / 1e6:,.2f} M trained" if record["frozen"] else ""
     gpus, hours = config.parallel.world_size, record["hours"]
     lines = [
-        ("parameters", f"{record['parameters'] / 1e6:,.1f} M"),
+        ("parameters", f"{record['parameters'] / 1e6:,.1f} M{trained}"),
         ("GPUs", f"{gpus} x {gpu}"),
         ("memory of a GPU", f"{record['memory_total_gb']:.1f} of {GPU_MEMORY_GB[gpu]:g} GB: " + _parts(memory, ".1f")),
         ("step", f"{1000 * record['step_total_seconds']:.0f} ms: " + _parts({name: 1000 * value for name, value in step.items()}, ".0f")),
@@ -69,15 +70,18 @@ def predict(run: RunConfig, gpu: str, gpus_per_node: int, price: float | None) -
     rows = padded_vocabulary_size(run.model, run.parallel)
     speed = run.frames_per_step / step.total
     hours = run.train.steps * step.total / 3600
+    trained, frozen = trained_count(run, rows)
     return {
-        "parameters": parameter_count(run.model, rows),
+        "parameters": trained + frozen,
+        "trained": trained,
+        "frozen": frozen,
         "memory_gb": asdict(memory),
         "memory_total_gb": memory.total,
         "step_seconds": asdict(step),
         "step_total_seconds": step.total,
         "bubble": bubble_share(run),
         "frames_per_second": speed,
-        "mfu": speed * flops_per_frame(run.model, run.data.frames_per_row, rows) / (PEAK_FLOPS[gpu] * run.parallel.world_size),
+        "mfu": speed * frame_flops(run, rows) / (PEAK_FLOPS[gpu] * run.parallel.world_size),
         "frames": run.train.steps * run.frames_per_step,
         "hours": hours,
         "cost": None if price is None else price * hours * run.parallel.world_size,

@@ -1,7 +1,9 @@
 """All rules between sections, in one place: what must divide what, what excludes what."""
 
 import itertools
+from fnmatch import filter as matching
 
+from uniaudio.configs.flops import parameter_shapes
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
@@ -29,6 +31,8 @@ def check_run(run: RunConfig) -> None:
     _check_tensor_parallel(run)
     _check_pipeline(run)
     _check_training(run)
+    if run.finetune.active:
+        _check_finetune(run)
 
 
 def _check_model(run: RunConfig) -> None:
@@ -113,3 +117,33 @@ def _check_training(run: RunConfig) -> None:
         )
     if parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")
+
+
+def _check_finetune(run: RunConfig) -> None:
+    tune, parallel = run.finetune, run.parallel
+    if run.train.init_from is None:
+        raise UserError(
+            "finetune freezes parameters that would have their initial, random values",
+            seen="train.init_from none",
+            allowed="a checkpoint or an export",
+            remedy="set train.init_from, or leave the section finetune out",
+        )
+    whole = parallel.tensor_parallel_size == parallel.pipeline_parallel_size == 1
+    if not whole or parallel.zero_stage == 3 or run.train.fp8:
+        raise UserError(
+            "finetune with frozen parameters or adapters works on whole layers and whole weights",
+            seen=f"parallel.tensor_parallel_size {parallel.tensor_parallel_size}, parallel.pipeline_parallel_size "
+            f"{parallel.pipeline_parallel_size}, parallel.zero_stage {parallel.zero_stage}, train.fp8 {str(run.train.fp8).lower()}",
+            allowed="1, 1, 0 to 2, false",
+            remedy="spread it by parallel.data_parallel_size, or train all parameters",
+        )
+    names = list(parameter_shapes(run.model, 1))
+    for key, patterns in (("freeze", tune.freeze), ("thaw", tune.thaw)):
+        if strange := [pattern for pattern in patterns if not matching(names, pattern)]:
+            raise UserError(
+                f"finetune.{key}: no parameter of that name",
+                seen=", ".join(strange),
+                allowed="names as global_blocks.0.attention.qkv.weight, with * for any letters: embed.*, local_blocks.*, *_norm.*, head.*",
+            )
+    if not tune.lora.rank and not any(map(tune.trains, names)):
+        raise UserError("finetune.freeze leaves nothing to train", seen=", ".join(tune.freeze), remedy="thaw some, or set lora.rank")

@@ -1,6 +1,7 @@
 """A training run: one section each, and the rules between sections."""
 
 from uniaudio.configs.data import DataConfig
+from uniaudio.configs.finetune import FinetuneConfig
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.optim import OptimConfig
 from uniaudio.configs.parallel import ParallelConfig
@@ -15,6 +16,7 @@ class RunConfig(Section):
     data: DataConfig
     parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     train: TrainConfig
 
     @property

@@ -20,11 +20,13 @@ from typing import Any, Literal
 
 import torch
 
+from uniaudio.configs.finetune import FinetuneConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
+from uniaudio.pretrain.cuts import base_slots, read_cut, read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.pretrain.engine import MOMENTS, Engine, Slot, make_slot
+from uniaudio.pretrain.engine import MOMENTS, Engine, make_slot
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
@@ -143,6 +145,7 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
             fault = str(error)
         fault = next((text for text in engine.gather(fault) if text), None)
         if fault is None:
+            _check_finetune(path, manifest, engine)
             load_tensors(path, manifest, engine, vocabulary, optimizer=True)
             _restore_rng(path, manifest, engine)
             return Restored(manifest["step"], path, manifest)
@@ -158,36 +161,21 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
 
 
 def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabulary: Vocabulary, *, optimizer: bool) -> None:
-    """Weights, and with `optimizer` the moments and the step count, each rank its own cuts, whatever layout wrote them."""
+    """Weights, and with `optimizer` the moments and the step count, each rank its own cuts, whatever layout wrote them.
+
+    Without `optimizer` a checkpoint's adapters go into its weights, and those of the engine stay as they are.
+    """
     check_vocabulary(path, manifest, vocabulary)
-    check_parameters(path, manifest, {slot.name: slot.shape for slot in engine.slots})
+    slots = engine.slots if optimizer else base_slots(engine.slots)
+    check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     if optimizer:
         engine.prepare_state(manifest["step"])
     files = TensorFiles(path)
-    for slot in engine.slots:
-        keys = ("weight", "master", *(MOMENTS if optimizer else ()))
-        tensors = {key: read_cut(files, manifest, slot, key) for key in keys}
+    read, keys = (read_cut, ("weight", "master", *MOMENTS)) if optimizer else (read_merged, ("weight", "master"))
+    for slot in slots:
+        tensors = {key: read(files, manifest, slot, key) for key in keys}
         engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
-
-
-def read_cut(files: TensorFiles, manifest: dict[str, Any], slot: Slot, key: str) -> torch.Tensor | None:
-    """The slot's cut of a saved tensor, put together from the parts that hold it; None where it was not saved."""
-    name, dim, start, length = slot.name, slot.partition_dim, slot.start, slot.valid
-    entry = manifest["parameters"][name]
-    kind, tensor_name = ("weights", name) if key == "weight" else ("optimizer", f"{name}.{key}")
-    file_of = {part["tag"]: f"{kind}-{part['tag']}.safetensors" for part in entry["parts"]}
-    first = next(iter(file_of.values()))
-    if first not in manifest["files"] or not files.has(first, tensor_name):  # an export has weights alone
-        return None
-    if dim is None:
-        return files.read(file_of[entry["parts"][0]["tag"]], tensor_name)
-    pieces: list[torch.Tensor] = []
-    for part in sorted(entry["parts"], key=lambda part: part["start"]):
-        low, high = max(start, part["start"]), min(start + length, part["stop"])
-        if low < high or (length == 0 and not pieces):
-            pieces.append(files.read(file_of[part["tag"]], tensor_name, dim, low - part["start"], max(high, low) - part["start"]))
-    return torch.cat(pieces, dim=dim)
 
 
 def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -207,6 +195,18 @@ def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tup
                 allowed=shape,
                 remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
             )
+
+
+def _check_finetune(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
+    """UserError where the checkpoint froze or adapted other parameters: what it kept of the optimizer would not fit."""
+    saved, now = FinetuneConfig.model_validate(manifest["config"].get("finetune", {})), engine.run.finetune
+    if saved != now:
+        raise UserError(
+            f"checkpoint {path} was made with another section finetune",
+            seen=now.model_dump(exclude_defaults=True),
+            allowed=saved.model_dump(exclude_defaults=True),
+            remedy="go on with that, or start another train.output_dir from it by train.init_from",
+        )
 
 
 def _restore_rng(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
@@ -262,7 +262,7 @@ def load_model(path: Path, device: torch.device | str, dtype: torch.dtype) -> tu
     files = TensorFiles(path)
     with torch.no_grad():
         for slot in slots:
-            tensor = read_cut(files, manifest, slot, "weight")
+            tensor = read_merged(files, manifest, slot, "weight")
             assert tensor is not None
             target = slot.parameter
             if slot.partition_dim is not None:

@@ -210,7 +210,8 @@ def _entries(engine: Engine, slots: Sequence[Slot]) -> tuple[list[Entry], list[E
         if slot.partition_dim is not None:
             shape[slot.partition_dim] = slot.valid
         weights.append((slot.name, engine.dtype, tuple(shape)))
-        optimizer += [(f"{slot.name}.{key}", torch.float32, tuple(shape)) for key in keys]
+        if slot.trained:
+            optimizer += [(f"{slot.name}.{key}", torch.float32, tuple(shape)) for key in keys]
     return weights, optimizer
 
 

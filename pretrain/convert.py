@@ -10,6 +10,7 @@ from uniaudio.atomic import publish_directory
 from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import MANIFEST
+from uniaudio.pretrain.cuts import read_cut
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.engine import MOMENTS
 from uniaudio.pretrain.export import TAG, model_slots, require_free
@@ -25,7 +26,8 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
     require_free(out)
     path = checkpoint.find(source)
     manifest = checkpoint.whole_manifest(path, prefixes=("",))
-    slots = model_slots(RunConfig.model_validate(manifest["config"]).model, Vocabulary.from_table(manifest["vocabulary"]["table"]))
+    run = RunConfig.model_validate(manifest["config"])
+    slots = model_slots(run.model, Vocabulary.from_table(manifest["vocabulary"]["table"]), run.finetune)
     checkpoint.check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     files = TensorFiles(path)
     written = {name: entry for name, entry in manifest["files"].items() if name.startswith("rng-")}
@@ -39,17 +41,17 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
                 slot.name if key == "weight" else f"{slot.name}.{key}": (slot, key)
                 for slot in slots
                 for key in keys
-                if checkpoint.read_cut(files, manifest, slot, key) is not None
+                if read_cut(files, manifest, slot, key) is not None
             }
             if not tensors:
                 continue
             name = f"{kind}-{TAG}.safetensors"
             first_slot, first_key = next(iter(tensors.values()))
-            kept = checkpoint.read_cut(files, manifest, first_slot, first_key)
+            kept = read_cut(files, manifest, first_slot, first_key)
             assert kept is not None
             with TensorFileWriter(inner / name, [(entry, kept.dtype, slot.shape) for entry, (slot, _) in tensors.items()]) as writer:
                 for entry, (slot, key) in tensors.items():
-                    tensor = checkpoint.read_cut(files, manifest, slot, key)
+                    tensor = read_cut(files, manifest, slot, key)
                     assert tensor is not None
                     writer.write(entry, tensor)
             written[name] = {"sha256": writer.digest, "bytes": writer.size}

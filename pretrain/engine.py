@@ -65,6 +65,11 @@ class Slot:
     start: int
     valid: int
 
+    @property
+    def trained(self) -> bool:
+        """Whether it changes; what is frozen has no optimizer state."""
+        return self.parameter.requires_grad
+
 
 def make_slot(name: str, parameter: nn.Parameter, layout: Layout) -> Slot:
     """The slot of a parameter as `pretrain.parallel.tensor` marked it."""
@@ -107,12 +112,12 @@ class Engine:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule and its grid print their layers
             module = self._as_pipeline(model) if self.layout.pipeline_size > 1 else model.to(self.device)
-            self.slots = [make_slot(names[id(p)], p, self.layout) for p in module.parameters() if p.requires_grad]
+            self.slots = [make_slot(names[id(p)], p, self.layout) for p in module.parameters()]
             for slot in self.slots:
                 # DeepSpeed counts a parameter in the norm where it is marked as cut, and others on tensor rank 0 only.
                 # Marked like this each parameter counts exactly once under every layout.
                 slot.parameter.model_parallel = slot.partition_dim is not None or self.layout.tensor.rank == 0
-            named = [(slot.name, slot.parameter) for slot in self.slots]
+            named = [(slot.name, slot.parameter) for slot in self.slots if slot.trained]
             self._base = make_optimizer(self.run.optim, named)
             if self._plain:
                 self._base.register_step_pre_hook(self._clip)
@@ -305,7 +310,7 @@ class Engine:
         """The tensors that AdamW updates: the parameters, or this rank's fp32 partitions of them."""
         wrapper, stage = self._deepspeed.optimizer, self.run.parallel.zero_stage
         if stage == 0:
-            return [slot.parameter for slot in self.slots]
+            return [slot.parameter for slot in self.slots if slot.trained]
         if stage == 3:
             return wrapper.fp32_partitioned_groups_flat
         return (
@@ -322,12 +327,15 @@ class Engine:
 
     def read_state(self, slot: Slot) -> dict[str, torch.Tensor]:
         """`weight` in the model's dtype, `master` where it differs from fp32, and the moments; this rank's cut, without padding rows.
+        Of what is frozen the weight alone.
 
         A collective call over the data-parallel ranks; every rank gets the whole cut.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        if self._plain:
+        if not slot.trained:
+            tensors = {"weight": slot.parameter.detach()}
+        elif self._plain:
             state = self._base.state[slot.parameter]
             tensors = {"weight": slot.parameter.detach(), **{key: state[key] for key in MOMENTS}}
         else:
@@ -345,7 +353,9 @@ class Engine:
         tensors = {key: self._padded(slot, tensor) for key, tensor in tensors.items()}
         master = tensors.get("master", tensors["weight"]).float()
         moments = {key: tensors[key] for key in MOMENTS if key in tensors}
-        if self._plain:
+        if not slot.trained:
+            slot.parameter.copy_(tensors["weight"])
+        elif self._plain:
             slot.parameter.copy_(master)
             for key, tensor in moments.items():
                 self._base.state[slot.parameter][key].copy_(tensor)

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from uniaudio.atomic import publish_directory
+from uniaudio.configs.finetune import FinetuneConfig
 from uniaudio.configs.load import dump_config, shipped
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.run import RunConfig
@@ -22,8 +23,10 @@ from uniaudio.errors import UserError
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.card import Card, loss_figures, model_rows
 from uniaudio.pretrain.checkpoint import MANIFEST, Identity
+from uniaudio.pretrain.cuts import read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Slot, make_slot
+from uniaudio.pretrain.model import adapters
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.tensor_file import TensorFiles, TensorFileWriter
@@ -35,11 +38,13 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 Entries = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
-def model_slots(model: ModelConfig, vocabulary: Vocabulary) -> list[Slot]:
-    """The parameters of a model on one process, without memory behind them."""
+def model_slots(model: ModelConfig, vocabulary: Vocabulary, finetune: FinetuneConfig | None = None) -> list[Slot]:
+    """The parameters of a model on one process, without memory behind them; with `finetune` its adapters too."""
     with torch.device("meta"):
-        parameters = MultiScaleTransformer(model, vocabulary, seed=None).named_parameters()
-    return [make_slot(name, parameter, Layout()) for name, parameter in parameters]
+        module = MultiScaleTransformer(model, vocabulary, seed=None)
+    if finetune is not None:
+        adapters.prepare(module, finetune, seed=None)
+    return [make_slot(name, parameter, Layout()) for name, parameter in module.named_parameters()]
 
 
 def model_shapes(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
@@ -120,7 +125,8 @@ def export_checkpoint(source: Path, out: Path, *, precision: Precision = "saved"
     path = checkpoint.find(source)
     wants_master = precision == "fp32"
     manifest = checkpoint.whole_manifest(path, prefixes=("weights-", "optimizer-") if wants_master else ("weights-",))
-    run = RunConfig.model_validate(manifest["config"])
+    tuned = RunConfig.model_validate(manifest["config"])
+    run = tuned.model_copy(update={"finetune": FinetuneConfig()})  # adapters go into the weights
     vocabulary = Vocabulary.from_table(manifest["vocabulary"]["table"])
     slots = {slot.name: slot for slot in model_slots(run.model, vocabulary)}
     shapes = {name: slot.shape for name, slot in slots.items()}
@@ -128,9 +134,9 @@ def export_checkpoint(source: Path, out: Path, *, precision: Precision = "saved"
     files = TensorFiles(path)
 
     def read(name: str) -> torch.Tensor:
-        tensor = checkpoint.read_cut(files, manifest, slots[name], "master") if wants_master else None
+        tensor = read_merged(files, manifest, slots[name], "master") if wants_master else None
         if tensor is None:
-            tensor = checkpoint.read_cut(files, manifest, slots[name], "weight")
+            tensor = read_merged(files, manifest, slots[name], "weight")
         assert tensor is not None
         return tensor if precision == "saved" else tensor.to(DTYPES[precision])
 
@@ -147,6 +153,7 @@ def export_checkpoint(source: Path, out: Path, *, precision: Precision = "saved"
                 "trained",
                 f"{step} steps of {run.frames_per_step} frames, {run.train.precision}; weights here {str(dtype).removeprefix('torch.')}",
             ),
+            *([("fine-tuned", _finetuned(tuned))] if tuned.finetune.active else []),
             ("code", f"commit {manifest['git_commit']}"),
         ],
         figures=loss_figures(path.parent.parent / "metrics.jsonl", step),
@@ -155,3 +162,10 @@ def export_checkpoint(source: Path, out: Path, *, precision: Precision = "saved"
     write_folder(out, identity, [(name, dtype, shape) for name, shape in shapes.items()], read, card, step=step, origin=origin)
     files.close()
     return path
+
+
+def _finetuned(run: RunConfig) -> str:
+    """Of the card: from what, and how."""
+    lora = run.finetune.lora
+    how = f"adapters of rank {lora.rank} on {', '.join(lora.layers)}, merged here" if lora.rank else "some parameters frozen"
+    return f"from {Path(str(run.train.init_from)).name}, {how}"

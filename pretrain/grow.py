@@ -14,6 +14,7 @@ import torch
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint
+from uniaudio.pretrain.cuts import base_slots, read_cut, read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.engine import Engine, Slot
 from uniaudio.pretrain.tensor_file import TensorFiles
@@ -36,10 +37,10 @@ def load_initial(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
     if old.fingerprint == vocabulary.fingerprint:
         return checkpoint.load_weights(path, engine, vocabulary)
     rows = token_rows(old, vocabulary, what=f"checkpoint {path}")
-    shapes = {slot.name: _old_shape(slot, old) for slot in engine.slots}
+    shapes = {slot.name: _old_shape(slot, old) for slot in base_slots(engine.slots)}
     checkpoint.check_parameters(path, manifest, shapes)
     files = TensorFiles(path)
-    for slot in engine.slots:
+    for slot in base_slots(engine.slots):
         tensors = {key: _read(files, manifest, slot, key, old, vocabulary, rows) for key in ("weight", "master")}
         engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
@@ -83,8 +84,8 @@ def _read(
 ) -> torch.Tensor | None:
     """This rank's cut of a parameter; of a table, the rows of its ids."""
     if not _is_table(slot):
-        return checkpoint.read_cut(files, manifest, slot, key)
-    whole = checkpoint.read_cut(files, manifest, replace(slot, shape=_old_shape(slot, old), start=0, valid=old.size), key)
+        return read_merged(files, manifest, slot, key)
+    whole = read_cut(files, manifest, replace(slot, shape=_old_shape(slot, old), start=0, valid=old.size), key)
     if whole is None:
         return None
     mine = rows[slot.start : slot.start + slot.valid]

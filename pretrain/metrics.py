@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from uniaudio.atomic import publish_bytes
-from uniaudio.configs.flops import PEAK_FLOPS, flops_per_frame
+from uniaudio.configs.estimate import frame_flops
+from uniaudio.configs.flops import PEAK_FLOPS
 from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain.data.batch import Batch, document_ids_BT
 from uniaudio.pretrain.parallel.tensor import TensorParallel, padded_rows
@@ -94,7 +95,7 @@ class Speed:
         peak, self.source = peak_flops(device)
         rows = padded_rows(vocabulary_size, TensorParallel(size=run.parallel.tensor_parallel_size))
         self._frames = run.frames_per_step
-        self._share = flops_per_frame(run.model, run.data.frames_per_row, rows) / (peak * run.parallel.world_size)
+        self._share = frame_flops(run, rows) / (peak * run.parallel.world_size)
         self._since = time.perf_counter()
 
     def lap(self, steps: int) -> Metrics:

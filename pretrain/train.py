@@ -24,6 +24,7 @@ from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
 from uniaudio.pretrain.grow import load_initial
 from uniaudio.pretrain.metrics import Clock, MetricsFile
+from uniaudio.pretrain.model import adapters
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
@@ -75,7 +76,7 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
     backend = choose_backend(run.model.kernels, device)
     products = ", products of the blocks in fp8" if run.train.fp8 else ""
     logger.info("device %s, precision %s, kernels %s%s", device, run.train.precision, backend, products)
-    return MultiScaleTransformer(
+    model = MultiScaleTransformer(
         run.model,
         vocabulary,
         num_tasks=len(run.data.tasks),
@@ -86,6 +87,11 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
         stage=stage_layers(run, vocabulary.size, layout.pipeline_rank) if layout.pipeline_size > 1 else None,
         seed=run.train.seed,
     )
+    if run.finetune.active:
+        adapters.prepare(model, run.finetune, seed=run.train.seed)
+        counts = [sum(p.numel() for p in model.parameters() if p.requires_grad == trained) for trained in (True, False)]
+        logger.info("%.3f M parameters are trained, %.1f M frozen", *(count / 1e6 for count in counts))
+    return model
 
 
 def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> Loaders:

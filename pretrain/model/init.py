@@ -13,7 +13,8 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.parallel.tensor import TensorParallel
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """The generator that a parameter's initial value is drawn from."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -41,7 +42,7 @@ def whole_tensor(name: str, shape: tuple[int, ...], *, seed: int, config: ModelC
         return torch.ones(shape)
     if name.endswith("bias"):
         return torch.zeros(shape)
-    return torch.empty(shape).normal_(0.0, _std(name, config), generator=_generator(seed, name))
+    return torch.empty(shape).normal_(0.0, _std(name, config), generator=named_generator(seed, name))
 
 
 def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, tensor: TensorParallel, prefix: str = "") -> None:

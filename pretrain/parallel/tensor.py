@@ -75,7 +75,10 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, fp
 
 
 class ColumnLinear(nn.Module):
-    """y = x W^T on one process; weight (output, input). `fp8`: the path of a product in 8 bits, None for one in the weight's dtype."""
+    """y = x W^T on one process; weight (output, input). `fp8`: the path of a product in 8 bits, None for one in the weight's dtype.
+
+    adapter: what is added to the product in fine-tuning (`pretrain.model.adapters`).
+    """
 
     fp8: Backend | None = None
 
@@ -83,14 +86,16 @@ class ColumnLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(output_width, input_width))
         self.bias = nn.Parameter(torch.empty(bias_width)) if bias_width else None
+        self.adapter: nn.Module | None = None
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(..., input) -> (..., output); adds `bias` (output,) where given: the module's own is left to the caller."""
-        return _linear(x, self.weight, bias, self.fp8)
+        product = _linear(x, self.weight, bias, self.fp8)
+        return product if self.adapter is None else product + self.adapter(x)
 
 
 class RowLinear(nn.Module):
-    """y = x W^T + b on one process; weight (output, input). `fp8` as above."""
+    """y = x W^T + b on one process; weight (output, input). `fp8`, `adapter` as above."""
 
     fp8: Backend | None = None
 
@@ -98,10 +103,12 @@ class RowLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(output_width, input_width))
         self.bias = nn.Parameter(torch.empty(output_width))
+        self.adapter: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input) -> (..., output)."""
-        return _linear(x, self.weight, self.bias, self.fp8)
+        product = _linear(x, self.weight, self.bias, self.fp8)
+        return product if self.adapter is None else product + self.adapter(x)
 
 
 class VocabularyEmbedding(nn.Module):

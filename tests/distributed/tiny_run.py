@@ -13,6 +13,7 @@ from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.grow import load_initial
 from uniaudio.pretrain.optim import learning_rate
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
@@ -22,7 +23,15 @@ ROWS, FRAMES, DOCUMENTS, STATES, WIDTH = 4, 24, 4, 4, 32
 
 
 def tiny_run(
-    output_dir: Path | str, *, rows: int = ROWS, accumulation: int = 1, zero: int = 0, precision: str = "fp32", **parallel: Any
+    output_dir: Path | str,
+    *,
+    rows: int = ROWS,
+    accumulation: int = 1,
+    zero: int = 0,
+    precision: str = "fp32",
+    finetune: dict[str, Any] | None = None,
+    init_from: str | None = None,
+    **parallel: Any,
 ) -> RunConfig:
     """A run of rows x accumulation x data_parallel_size rows a step."""
     model = {
@@ -42,7 +51,15 @@ def tiny_run(
             "data": data,
             "parallel": {"zero_stage": zero, **parallel},
             "optim": {"lr": 0.01, "warmup_steps": 2, "weight_decay": 0.1, "clip_norm": 0.5, "gradient_accumulation": accumulation},
-            "train": {"output_dir": str(output_dir), "steps": 20, "device": "cpu", "precision": precision, "keep_checkpoints": 2},
+            "finetune": finetune or {},
+            "train": {
+                "output_dir": str(output_dir),
+                "steps": 20,
+                "device": "cpu",
+                "precision": precision,
+                "keep_checkpoints": 2,
+                "init_from": init_from,
+            },
         }
     )
 
@@ -121,6 +138,22 @@ def poisoned(*, config: dict[str, Any]) -> dict[str, Any]:
     return {"same": same, "norm": float(bad.gradient_norm), "after": step_once(run, engine, 4)["loss"], "before": good[-1]["loss"]}
 
 
+def changed(*, config: dict[str, Any], steps: int) -> dict[str, list[str]]:
+    """Some steps from train.init_from: the parameters that are not bit for bit what they were, and those that AdamW has a state of."""
+    run = RunConfig.model_validate(config)
+    engine = make_engine(run)
+    load_initial(Path(str(run.train.init_from)), engine, identity(run).vocabulary)
+    before = {slot.name: slot.parameter.detach().clone() for slot in engine.slots}
+    for step in range(1, steps + 1):
+        step_once(run, engine, step)
+    engine.link_state()
+    return {
+        "changed": [slot.name for slot in engine.slots if not torch.equal(before[slot.name], slot.parameter)],
+        "state": [slot.name for slot in engine.slots if "exp_avg" in engine.read_state(slot)],
+        "optimized": [sum(tensor.numel() for tensor in engine._optimized())],
+    }
+
+
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:
     """Steps up to `stop`, from the newest checkpoint or from the start; the numbers of each step, and an evaluation at the end.
 
@@ -133,6 +166,8 @@ def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), r
     restored = checkpoint.restore(root, engine, identity(run).vocabulary) if resume else None
     writer = CheckpointWriter(root, engine, identity(run), keep=run.train.keep_checkpoints, keep_every=run.train.keep_every)
     start = restored.step if restored else 0
+    if not restored and run.train.init_from:
+        load_initial(Path(run.train.init_from), engine, identity(run).vocabulary)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     steps = []
