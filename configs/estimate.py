@@ -82,7 +82,7 @@ def _activations_gb(run: RunConfig) -> float:
     whole = size * (4 * model.width + (4 * model.width + 2 * model.ffn_width) / tensor)
     kept = {"none": whole, "selective": whole - size * model.ffn_width / tensor, "full": size * model.width}[parallel.recompute]
     frames = run.data.rows_per_micro_batch * run.data.frames_per_row
-    tokens = frames * (model.global_layers + model.num_codebooks * model.local_layers) / stages
+    tokens = frames * (model.steps_per_frame * model.global_layers + model.num_codebooks * model.local_layers) / stages
     held = min(stages, run.optim.gradient_accumulation)
     again = frames * model.num_codebooks * whole if parallel.recompute == "full" else 0.0
     return (tokens * held * kept + again) / 1e9

@@ -22,12 +22,13 @@ def _block_weights(config: ModelConfig) -> int:
 
 def layer_flops(config: ModelConfig, T: int, vocabulary_size: int) -> list[float]:
     """Training operations a frame of each layer, in the order of `MultiScaleTransformer.named_layers`."""
+    steps = config.steps_per_frame  # counted for every frame, also for those of conditions that stay one step
     block = 6.0 * _block_weights(config)
-    attention = 3.0 * 2 * T * config.width
+    attention = 3.0 * 2 * T * steps * config.width
     head = 6.0 * config.num_codebooks * config.width * vocabulary_size
     return [
         0.0,
-        *[block + attention] * config.global_layers,
+        *[steps * (block + attention)] * config.global_layers,
         0.0,
         *[config.num_codebooks * block] * config.local_layers,
         head,
@@ -71,7 +72,7 @@ def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, tup
         "link.norm.bias": (width,),
         "link.linear.weight": (width, link_width),
         "link.linear.bias": (width,),
-        "link.code.weight": (vocabulary_size, width),
+        **({"link.code.weight": (vocabulary_size, width)} if config.local_layers else {}),
         "link.level.weight": (levels, width),
         **{f"local_blocks.{index}.{name}": shape for index in range(config.local_layers) for name, shape in block.items()},
         "head.norm.weight": (width,),

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from uniaudio.configs.section import Section
 
+Structure = Literal["multi_scale", "flattening", "parallel", "delay", "coarse_first"]
+
 
 class ModelConfig(Section):
     """Sizes and variants of the global and local Transformer.
@@ -21,7 +23,11 @@ class ModelConfig(Section):
     local_num_heads: int | None = Field(None, ge=1, description="N of the local Transformer; num_heads unless given")
     ffn_width: int = Field(6144, ge=8)
     global_layers: int = Field(24, ge=1)
-    local_layers: int = Field(8, ge=1)
+    local_layers: int = Field(8, ge=0)
+    structure: Structure = Field(
+        "multi_scale",
+        description="how the codes of a frame are told apart: by the local stack, or, without one, by their order (docs/experiments.md)",
+    )
     max_positions: int = Field(3000, ge=8, description="rows of the learned table of global positions, in frames")
     embedding: Literal["sum", "concat"] = Field(
         "sum", description="frame vector: sum of Q embeddings of width D, or Q of width D/Q side by side"
@@ -40,6 +46,11 @@ class ModelConfig(Section):
     def head_dim(self) -> int:
         """H of the global Transformer."""
         return self.width // self.num_heads
+
+    @property
+    def steps_per_frame(self) -> int:
+        """Steps of the global stack that a frame of audio takes."""
+        return {"flattening": self.num_codebooks, "coarse_first": 2}.get(self.structure, 1)
 
     @property
     def local_heads(self) -> int:

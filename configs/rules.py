@@ -53,12 +53,34 @@ def _check_model(run: RunConfig) -> None:
         )
     if model.embedding == "concat" or model.link == "split":
         _must_divide("model.num_codebooks", model.num_codebooks, "model.width (embedding: concat, link: split)", model.width)
-    if run.data.frames_per_row > model.max_positions:
+    _check_structure(run)
+    shifts = 3 * (model.num_codebooks - 1) if model.structure == "delay" else 0  # a document has three runs of audio at most
+    if run.data.frames_per_row * model.steps_per_frame + shifts > model.max_positions:
+        steps = f" x {model.steps_per_frame} steps + {shifts}" if model.structure != "multi_scale" else ""
         raise UserError(
             "data.frames_per_row exceeds model.max_positions",
-            seen=run.data.frames_per_row,
+            seen=f"{run.data.frames_per_row}{steps}",
             allowed=f"up to {model.max_positions}",
             remedy="shorter rows or a longer table of positions",
+        )
+
+
+def _check_structure(run: RunConfig) -> None:
+    model, parallel = run.model, run.parallel
+    local = model.structure == "multi_scale"
+    if local != (model.local_layers > 0):
+        raise UserError(
+            "model.local_layers: multi_scale has a local stack, the other structures have none",
+            seen=f"{model.local_layers}, model.structure {model.structure}",
+            allowed="1 or more" if local else "0",
+            remedy="give the others as many more global_layers",
+        )
+    if not local and (model.num_codebooks == 1 or parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1):
+        raise UserError(
+            "model.structure other than multi_scale: for several codebooks, on whole models",
+            seen=f"{model.structure}, model.num_codebooks {model.num_codebooks}, parallel.tensor_parallel_size "
+            f"{parallel.tensor_parallel_size}, parallel.pipeline_parallel_size {parallel.pipeline_parallel_size}",
+            allowed="2 or more, 1, 1",
         )
 
 

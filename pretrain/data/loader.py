@@ -27,6 +27,7 @@ from uniaudio.pretrain.data.clips import load_clips
 from uniaudio.pretrain.data.dataset import BatchAssembler
 from uniaudio.pretrain.data.documents import Rows, pad_rows
 from uniaudio.pretrain.data.layout import Typesetter
+from uniaudio.pretrain.data.patterns import Arranger, make_arranger
 from uniaudio.pretrain.data.plan import Planner, place
 from uniaudio.pretrain.data.reading import ShardFiles
 from uniaudio.pretrain.data.remote import Remote, is_remote
@@ -60,7 +61,9 @@ class Loader:
         position: DataPosition,
         workers: int,
         pin: bool,
+        arranger: Arranger | None = None,
     ) -> None:
+        self.arranger = arranger
         self.planner, self.assembler, self.workers, self.pin = planner, assembler, workers, pin
         self.rank, self.ranks, self.accumulation = data_parallel_rank, data_parallel_size, gradient_accumulation
         self.micro_rows = planner.data.rows_per_micro_batch
@@ -133,6 +136,13 @@ class Loader:
             self.assembler.files.prepare(rows.layout.pieces["shard"])
         return rows
 
+    def _arranged(self, batches: list[Batch]) -> list[Batch]:
+        """In the order of codes that the model's structure asks for."""
+        if self.arranger is None:
+            return batches
+        batches = [self.arranger(batch) for batch in batches]
+        return [batch.pin_memory() for batch in batches] if self.pin else batches
+
     def step_batches(self, step: int) -> list[Batch]:
         """The micro-batches of this rank for `step` (counted from 0), in the order of accumulation: a pure function of the step.
 
@@ -145,6 +155,8 @@ class Loader:
             before = self.assembler.skipped
             batches = [self.assembler.batch(rows) for rows in self.rank_rows(step)]
             self._count(self.assembler.skipped - before)
+            if self.arranger is not None:
+                return self._arranged(batches)
             return [batch.pin_memory() for batch in batches] if self.pin else batches
         if self._prefetched is None or step != self._next_step:
             self._prefetched = self._prefetch(step)
@@ -153,7 +165,7 @@ class Loader:
         if isinstance(packed, UserError):
             raise packed
         self._count(packed.skipped)
-        return unpack(packed, self.assembler.pool)
+        return self._arranged(unpack(packed, self.assembler.pool))
 
     def _count(self, skipped: int) -> None:
         """Adds up the documents that bad shards took away, and names each such shard once."""
@@ -188,7 +200,7 @@ class Loader:
         turns = -(-total // self.ranks)
         rows = pad_rows(rows, turns * self.ranks * self.micro_rows)
         firsts = [(turn * self.ranks + self.rank) * self.micro_rows for turn in range(turns)]
-        return [self.assembler.batch(self._prepared(rows.take(first, first + self.micro_rows))) for first in firsts]
+        return self._arranged([self.assembler.batch(self._prepared(rows.take(first, first + self.micro_rows))) for first in firsts])
 
     def info(self, step: int) -> dict[str, object]:
         """What `step` reads over all ranks: epoch of its first row, address of its first row, and the keys of its documents in order.
@@ -289,6 +301,7 @@ def make_loader(
         position=position or DataPosition(),
         workers=data.workers if split == "train" else 0,
         pin=pin,
+        arranger=make_arranger(model, vocabulary),
     )
 
 

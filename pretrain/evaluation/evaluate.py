@@ -23,7 +23,7 @@ from uniaudio.pretrain.evaluation.scores import OF_RESYNTHESIS, Heard, Judge, me
 from uniaudio.pretrain.evaluation.statistics import Interval
 from uniaudio.pretrain.generate.inputs import make_tokenizers
 from uniaudio.pretrain.generate.request import FRAME_RATE, Request
-from uniaudio.pretrain.generate.slots import Slots, decode_weights
+from uniaudio.pretrain.generate.slots import Slots, decode_weights, require_frames
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.sampling import Sampling, candidate_seed
 
@@ -80,6 +80,8 @@ class Evaluator:
         Raises:
             UserError: no held-out clip serves a task (but for plan.pass_over), or a measure's model is not installed.
         """
+        if plan.clips:
+            require_frames(self.run.model)
         for name in plan.tasks:
             told(f"{name}: likelihood")
             try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from uniaudio.configs.model import ModelConfig
 from uniaudio.errors import UserError
 from uniaudio.kernels.draw import Number, Setting, draw
 from uniaudio.pretrain.data.vocabulary import Vocabulary
@@ -25,10 +26,21 @@ NEVER = -(2**30)  # in the history: a code that was not drawn yet
 
 
 def decode_weights(model: MultiScaleTransformer, vocabulary: Vocabulary, *, int8: bool = False) -> DecodeWeights:
-    """The model for `Slots`: at each level its codes are legal, at level 0 `<audio_end>` behind them."""
+    """The model for `Slots`: at each level its codes are legal, at level 0 `<audio_end>` behind them. UserError without a local stack."""
+    require_frames(model.config)
     legal = [torch.tensor(vocabulary.audio_level(level)) for level in range(model.config.num_codebooks)]
     legal[0] = torch.cat([legal[0], torch.tensor([vocabulary.special("<audio_end>")])])
     return DecodeWeights(model, legal, int8=int8)
+
+
+def require_frames(model: ModelConfig) -> None:
+    """UserError for a structure that is there to be compared by its likelihood."""
+    if model.structure != "multi_scale":
+        raise UserError(
+            "generation is of multi-scale models",
+            seen=f"model.structure {model.structure}",
+            remedy="compare structures by the likelihood: uniaudio evaluate RUN --clips 0",
+        )
 
 
 def check_fits(request: Request, positions: int) -> None:

@@ -21,6 +21,7 @@ class Head(nn.Module):
         super().__init__()
         self.vocabulary_size, self.num_tasks, self.tensor = vocabulary_size, num_tasks, tensor
         self.backend = backend
+        self.sparse = config.structure != "multi_scale"  # most slots of a step may be empty (`pretrain.data.patterns`)
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.projection = vocabulary_projection(vocabulary_size, config.width, tensor)
 
@@ -31,18 +32,13 @@ class Head(nn.Module):
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were."""
         now = State(*state)
-        normed = self.norm(now.hidden)
-        if self.tensor.sequence_group is not None:
-            normed = whole(normed, self.tensor.sequence_group)
-        losses_X = vocabulary_cross_entropy(
-            normed.flatten(0, 1),
-            self.projection.weight,
-            targets_X=now.codes_BTQ.flatten(),
-            mask_X=now.target_mask_BTQ.flatten(),
-            num_valid=self.vocabulary_size,
-            tensor=self.tensor,
-            backend=self.backend,
-        )
+        targets_X, mask_X = now.codes_BTQ.flatten(), now.target_mask_BTQ.flatten()
+        if self.sparse:
+            kept = mask_X.nonzero().squeeze(1)
+            losses = self._losses(now.hidden.flatten(0, 1)[kept], targets_X[kept], mask_X[kept])
+            losses_X = losses.new_zeros(len(mask_X)).index_copy(0, kept, losses)
+        else:
+            losses_X = self._losses(now.hidden, targets_X, mask_X)
         _, frames, levels = now.codes_BTQ.shape
         tasks_X = now.task_ids_BD.gather(1, document_ids_BT(now.document_starts_BD, frames)).flatten()
         tasks_K = torch.arange(self.num_tasks, device=tasks_X.device)
@@ -51,3 +47,18 @@ class Head(nn.Module):
         sums_KQ = (losses_X.view(-1, levels) * member_KX1).sum(dim=1)
         counts_KQ = (now.target_mask_BTQ.view(-1, levels) * member_KX1).sum(dim=1).to(torch.float32)
         return sums_KQ, counts_KQ
+
+    def _losses(self, hidden: torch.Tensor, targets_X: torch.Tensor, mask_X: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (X,): cross entropy of each code, 0 where the mask is."""
+        normed = self.norm(hidden)
+        if self.tensor.sequence_group is not None:
+            normed = whole(normed, self.tensor.sequence_group)
+        return vocabulary_cross_entropy(
+            normed.flatten(0, -2),
+            self.projection.weight,
+            targets_X=targets_X,
+            mask_X=mask_X,
+            num_valid=self.vocabulary_size,
+            tensor=self.tensor,
+            backend=self.backend,
+        )

@@ -1,7 +1,7 @@
 """From the global to the local stack: the input of code q of frame t is code q-1 (`<mega_local>` first), its level, and h_t.
 
 `shared` (the paper) maps the whole of h_t, the same for every level; `split` (the released code) cuts h_t into Q slices and maps
-the q-th.
+the q-th. Structures without a local stack (`pretrain.data.patterns`) predict the codes of a step from h_t and the level alone.
 """
 
 import torch
@@ -26,7 +26,7 @@ class Link(nn.Module):
         self.split = config.link == "split"
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.linear = Linear(config.width // config.num_codebooks if self.split else config.width, config.width)
-        self.code = vocabulary_embedding(vocabulary_size, config.width, tensor)
+        self.code = vocabulary_embedding(vocabulary_size, config.width, tensor) if config.local_layers else None
         self.level = Table(config.num_codebooks, config.width)
 
     def context(self, hidden_XD: torch.Tensor) -> torch.Tensor:
@@ -36,11 +36,14 @@ class Link(nn.Module):
 
     def codes(self, codes_Y: torch.Tensor, levels_Y: torch.Tensor) -> torch.Tensor:
         """Vectors (Y, D) of single codes (the level below) with those of the levels that they are inputs of."""
+        assert self.code is not None
         return self.code(codes_Y.unsqueeze(1), levels_Y, self.level.weight, mode="sum", backend=self.backend)
 
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """State -> State."""
         now = State(*state)
+        if self.code is None:
+            return now.with_hidden(self.context(now.hidden) + self.level.weight)
         shifted_XQ = F.pad(now.codes_BTQ.flatten(0, 1)[:, :-1], (1, 0), value=self.mega_local)
         levels_Y = torch.arange(self.num_codebooks, device=shifted_XQ.device).repeat(shifted_XQ.shape[0])
         vectors_XQD = self.codes(shifted_XQ.flatten(), levels_Y).unflatten(0, shifted_XQ.shape)
