@@ -110,7 +110,7 @@ def _varlen(heads: int, head_dim: int, packed: bool, prefix: bool = False) -> No
     starts = torch.tensor([[0, 128]] if packed else [[0]], dtype=torch.int32)
     spans = document_spans(starts, starts if prefix else None, 256)
     plan = default_plan(head_dim, qkv.dtype, packed=packed)
-    out, sums = varlen_forward.forward(qkv, spans, plan)
+    out, sums = varlen_forward.forward(qkv, spans, plan.forward)
     varlen_backward.backward(qkv, out, sums, out, spans, plan)
 
 

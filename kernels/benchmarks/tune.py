@@ -20,7 +20,7 @@ from uniaudio.kernels.norm import triton_kernels as norm
 from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
-from uniaudio.kernels.varlen_attention.tiles import Launch, Plan, default_plan
+from uniaudio.kernels.varlen_attention.tiles import Launch, default_plan
 
 Trial = tuple[str, str, tuple]  # group, case, launch
 
@@ -83,7 +83,7 @@ def inputs(group: str, case: str) -> tuple:
     documents = [[0]] if layout == "single" else lognormal_documents(4, 8192)
     qkv, grad = random(len(documents), 8192, heads, 3, head_dim), random(len(documents), 8192, heads * head_dim)
     spans = document_spans(boundaries(documents, 8192), None, 8192)
-    out, sums = varlen_forward.forward(qkv, spans, default_plan(head_dim, qkv.dtype, packed=True))
+    out, sums = varlen_forward.forward(qkv, spans, default_plan(head_dim, qkv.dtype, packed=True).forward)
     return (qkv, grad, out, sums, spans), 4 * 2 * grad.numel()
 
 
@@ -116,9 +116,8 @@ def call(trial: Trial) -> Callable[[], object]:
 def varlen_call(tensors: tuple, case: str, launch: Launch) -> Callable[[], object]:
     """One of the three kernels alone."""
     qkv, grad, out, sums, spans = tensors
-    plan = Plan(launch, launch, launch)
     if case.endswith("forward"):
-        return lambda: varlen_forward.forward(qkv, spans, plan)
+        return lambda: varlen_forward.forward(qkv, spans, launch)
     deltas, grad_qkv = torch.empty_like(sums), torch.empty_like(qkv)
     if case.endswith("queries"):
         return lambda: varlen_backward.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, launch)

@@ -18,7 +18,7 @@ class VarlenAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         spans = document_spans(document_starts_BD, prefix_lengths_BD, qkv_BTN3H.shape[1])
         ctx.plan = default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype, packed=document_starts_BD.shape[1] > 1)
-        out, sums = forward(qkv_BTN3H, spans, ctx.plan)
+        out, sums = forward(qkv_BTN3H, spans, ctx.plan.forward)
         ctx.save_for_backward(qkv_BTN3H, out, sums, *spans)
         return out
 

@@ -17,9 +17,12 @@ from uniaudio.kernels.varlen_attention.tiles import (
     LOG2_E,
     Launch,
     Plan,
+    bulk_fits,
+    bulk_source,
     head_parts,
     key_range,
     load_columns,
+    load_step,
     sizes,
     store_columns,
     tile_of_program,
@@ -28,9 +31,9 @@ from uniaudio.kernels.varlen_attention.tiles import (
 
 @triton.jit
 def _walk_keys_backward(
-    acc, acc_rest, query, query_rest, grad, grad_rest, sums, delta, keys, begin, end, key_first, key_end, log2_scale,
-    stride: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
-    H: tl.constexpr, STAGES: tl.constexpr,
+    acc, acc_rest, query, query_rest, grad, grad_rest, sums, delta, keys, source, source_rest, line, column, begin, end,
+    key_first, key_end, log2_scale, stride: tl.constexpr, MASKED: tl.constexpr, BULK: tl.constexpr, STEP: tl.constexpr,
+    WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to `acc` the gradient of the queries from keys begin..end, without the scale."""
     offset = tl.arange(0, STEP)
@@ -38,14 +41,15 @@ def _walk_keys_backward(
         frame = position + offset
         place = keys + frame.to(tl.int64)[:, None] * stride
         inside = frame < end
-        key = load_columns(place, inside, MASKED, 0, WIDTH, H)
+        key = load_step(place, inside, source, line + position, column, MASKED, BULK, 0, WIDTH, H)
         key_rest = key
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-        grad_weights = tl.dot(grad, tl.trans(load_columns(place + H, inside, MASKED, 0, WIDTH, H)), input_precision="ieee")
+        value = load_step(place + H, inside, source, line + position, column + H, MASKED, BULK, 0, WIDTH, H)
+        grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
         if SPLIT:
-            key_rest = load_columns(place, inside, MASKED, WIDTH, REST, H)
+            key_rest = load_step(place, inside, source_rest, line + position, column, MASKED, BULK, WIDTH, REST, H)
             scores = tl.dot(query_rest, tl.trans(key_rest), scores, input_precision="ieee")
-            value_rest = load_columns(place + H, inside, MASKED, WIDTH, REST, H)
+            value_rest = load_step(place + H, inside, source_rest, line + position, column + H, MASKED, BULK, WIDTH, REST, H)
             grad_weights = tl.dot(grad_rest, tl.trans(value_rest), grad_weights, input_precision="ieee")
         weights = tl.exp2(scores * log2_scale - sums[:, None])
         if MASKED:
@@ -60,11 +64,11 @@ def _walk_keys_backward(
 
 @triton.jit
 def _backward_queries(
-    qkv, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends, batch, frames, tiles, scale, log2_scale,
-    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+    qkv, source, source_rest, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends, batch, frames, tiles, together,
+    scale, log2_scale, heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
-    tile, row, head = tile_of_program(tiles, batch, heads, True)
+    tile, row, head = tile_of_program(tiles, batch, heads, together, True)
     frame = tile * ROWS + tl.arange(0, ROWS)
     inside = frame < frames
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
@@ -89,13 +93,15 @@ def _backward_queries(
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
     acc_rest = tl.zeros((ROWS, REST), tl.float32)
     keys = qkv + base + H
+    first_line = (row * frames).to(tl.int32)
+    column = head * 3 * H + H
     acc, acc_rest = _walk_keys_backward(
-        acc, acc_rest, query, query_rest, grad, grad_rest, sum_of_row, delta, keys, begin, middle, key_first, key_end, log2_scale,
-        stride, False, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        acc, acc_rest, query, query_rest, grad, grad_rest, sum_of_row, delta, keys, source, source_rest, first_line, column,
+        begin, middle, key_first, key_end, log2_scale, stride, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     acc, acc_rest = _walk_keys_backward(
-        acc, acc_rest, query, query_rest, grad, grad_rest, sum_of_row, delta, keys, middle, end, key_first, key_end, log2_scale,
-        stride, True, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        acc, acc_rest, query, query_rest, grad, grad_rest, sum_of_row, delta, keys, source, source_rest, first_line, column,
+        middle, end, key_first, key_end, log2_scale, stride, True, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     store_columns(grad_qkv + packed, acc * scale, inside, 0, WIDTH, H)
     if SPLIT:
@@ -105,9 +111,10 @@ def _backward_queries(
 @triton.jit
 def _walk_queries(
     grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads, sums, deltas,
+    source, source_rest, grad_source, grad_source_rest, line, column, grad_column,
     begin, end, query_first, query_end, log2_scale, stride: tl.constexpr, out_stride: tl.constexpr,
-    MASKED: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr, H: tl.constexpr,
-    STAGES: tl.constexpr,
+    MASKED: tl.constexpr, BULK: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
+    H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds to the gradients of keys (without the scale) and values what queries begin..end give."""
     offset = tl.arange(0, STEP)
@@ -116,13 +123,13 @@ def _walk_queries(
         inside = frame >= 0  # the first masked step may reach below the row's first frame
         place = queries + frame.to(tl.int64)[:, None] * stride
         grad_place = grads + frame.to(tl.int64)[:, None] * out_stride
-        query = load_columns(place, inside, MASKED, 0, WIDTH, H)
-        grad = load_columns(grad_place, inside, MASKED, 0, WIDTH, H)
+        query = load_step(place, inside, source, line + position, column, MASKED, BULK, 0, WIDTH, H)
+        grad = load_step(grad_place, inside, grad_source, line + position, grad_column, MASKED, BULK, 0, WIDTH, H)
         query_rest, grad_rest = query, grad
         scores = tl.dot(key, tl.trans(query), input_precision="ieee")
         if SPLIT:
-            query_rest = load_columns(place, inside, MASKED, WIDTH, REST, H)
-            grad_rest = load_columns(grad_place, inside, MASKED, WIDTH, REST, H)
+            query_rest = load_step(place, inside, source_rest, line + position, column, MASKED, BULK, WIDTH, REST, H)
+            grad_rest = load_step(grad_place, inside, grad_source_rest, line + position, grad_column, MASKED, BULK, WIDTH, REST, H)
             scores = tl.dot(key_rest, tl.trans(query_rest), scores, input_precision="ieee")
         if MASKED:
             sum_of_row = tl.load(sums + frame, mask=inside, other=0.0)
@@ -148,11 +155,12 @@ def _walk_queries(
 
 @triton.jit
 def _backward_keys(
-    qkv, grad_out, grad_qkv, sums, deltas, query_firsts, query_ends, batch, frames, tiles, scale, log2_scale,
+    qkv, source, source_rest, grad_out, grad_source, grad_source_rest, grad_qkv, sums, deltas, query_firsts, query_ends,
+    batch, frames, tiles, together, scale, log2_scale,
     heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
-    ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
-    tile, row, head = tile_of_program(tiles, batch, heads, False)
+    tile, row, head = tile_of_program(tiles, batch, heads, together, False)
     frame = tile * ROWS + tl.arange(0, ROWS)
     inside = frame < frames
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
@@ -180,13 +188,17 @@ def _backward_keys(
     queries = qkv + base
     grads = grad_out + (row * frames * heads + head) * H
     line = (row * heads + head) * frames
+    first_line = (row * frames).to(tl.int32)
+    column = head * 3 * H
     grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
         grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads, sums + line, deltas + line,
-        begin, middle, query_first, query_end, log2_scale, stride, heads * H, True, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
+        begin, middle, query_first, query_end, log2_scale, stride, heads * H, True, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
         grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads, sums + line, deltas + line,
-        middle, end, query_first, query_end, log2_scale, stride, heads * H, False, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
+        middle, end, query_first, query_end, log2_scale, stride, heads * H, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     store_columns(grad_qkv + packed + H, grad_key * scale, inside, 0, WIDTH, H)
     store_columns(grad_qkv + packed + 2 * H, grad_value, inside, 0, WIDTH, H)
@@ -207,11 +219,13 @@ def backward_queries(
 ) -> None:
     """Writes the queries' part of `grad_qkv`, and `deltas` (B, N, T) float32."""
     batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    grid, tiles = sizes(qkv_BTN3H, launch)
+    grid, tiles, together = sizes(qkv_BTN3H, launch)
     scale = head_dim**-0.5
+    sources = bulk_source(qkv_BTN3H.view(batch * frames, -1), launch, head_dim)
     _backward_queries[grid](
-        qkv_BTN3H, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, scale, scale * LOG2_E,
-        heads, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages, num_warps=launch.warps,
+        qkv_BTN3H, *sources, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, together,
+        scale, scale * LOG2_E, heads, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages,
+        bulk_fits(launch, head_dim), num_warps=launch.warps, maxnreg=launch.registers,
     )  # fmt: skip
 
 
@@ -226,11 +240,14 @@ def backward_keys(
 ) -> None:
     """Writes the keys' and values' parts of `grad_qkv`, from the `deltas` that backward_queries left."""
     batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    grid, tiles = sizes(qkv_BTN3H, launch)
+    grid, tiles, together = sizes(qkv_BTN3H, launch)
     scale = head_dim**-0.5
+    sources = bulk_source(qkv_BTN3H.view(batch * frames, -1), launch, head_dim)
+    grad_sources = bulk_source(grad_out.view(batch * frames, -1), launch, head_dim)
     _backward_keys[grid](
-        qkv_BTN3H, grad_out, grad_qkv, sums, deltas, spans.query_first, spans.query_end, batch, frames, tiles, scale, scale * LOG2_E,
-        heads, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages, num_warps=launch.warps,
+        qkv_BTN3H, *sources, grad_out, *grad_sources, grad_qkv, sums, deltas, spans.query_first, spans.query_end,
+        batch, frames, tiles, together, scale, scale * LOG2_E, heads, head_dim, *head_parts(head_dim),
+        launch.rows, launch.step, launch.stages, bulk_fits(launch, head_dim), num_warps=launch.warps, maxnreg=launch.registers,
     )  # fmt: skip
 
 

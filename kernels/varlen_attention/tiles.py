@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2_E = 1.4426950408889634
 
@@ -15,6 +16,10 @@ LOG2_E = 1.4426950408889634
 @dataclass(frozen=True)
 class Launch:
     """Rows of the tile that stays, rows of the tile that walks, warps, pipeline stages.
+
+    `bulk`: the walk inside one document reads by bulk tensor copies (TMA), where the head is as wide as its tiles; the steps at a
+    document's edges never do, as a copy would reach into other documents. `heads_together`: heads whose tiles run at one time, so that
+    their keys stay in the L2 cache; 0: all. `registers`: at most so many a thread; None: as the compiler needs.
 
     Two stages at least for a split head in 16 bits: Triton 3.6 compiles the unpipelined walk into shared-memory reads out of range and a
     wrong result (compute-sanitizer, H100, head width 96, 64 x 64 x 4 warps x 1 stage).
@@ -24,6 +29,9 @@ class Launch:
     step: int
     warps: int
     stages: int
+    bulk: bool = False
+    heads_together: int = 0
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,42 @@ def head_parts(head_dim: int) -> tuple[int, int, bool]:
     return max(16, power), 16, False
 
 
-def sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int]:
-    """Grid and tiles a row."""
+def sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int, int]:
+    """Grid, tiles a row, and heads (of all rows) together."""
     batch, frames, heads, _, head_dim = qkv_BTN3H.shape
     if launch.stages < 2 and head_parts(head_dim)[2] and qkv_BTN3H.dtype != torch.float32:
         raise ValueError(f"varlen_attention: stages of a split head in 16 bits | seen: {launch.stages} | allowed: 2 or more")
     tiles = triton.cdiv(frames, launch.rows)
-    return (tiles * batch * heads,), tiles
+    return (tiles * batch * heads,), tiles, launch.heads_together or batch * heads
+
+
+def bulk_source(rows_XW: torch.Tensor, launch: Launch, head_dim: int) -> tuple[object, object]:
+    """Descriptors of (step, main part) and (step, rest) of rows_XW for bulk copies, or the tensor twice where the launch takes none."""
+    width, rest, split = head_parts(head_dim)
+    if not bulk_fits(launch, head_dim):
+        return rows_XW, rows_XW
+    main = TensorDescriptor.from_tensor(rows_XW, [launch.step, width])
+    return main, TensorDescriptor.from_tensor(rows_XW, [launch.step, rest]) if split else main
+
+
+def bulk_fits(launch: Launch, head_dim: int) -> bool:
+    """Whether this launch copies in bulk: a part wider than the head would read its neighbour's columns."""
+    width, rest, split = head_parts(head_dim)
+    return launch.bulk and head_dim == width + (rest if split else 0)
 
 
 @triton.jit
-def tile_of_program(tiles, batch, heads, LAST_FIRST: tl.constexpr):
-    """Tile, row of the batch and head of this program: all heads of all rows at one tile are neighbours; heavy tiles come first."""
+def tile_of_program(tiles, batch, heads, together, LAST_FIRST: tl.constexpr):
+    """Tile, row of the batch and head of this program: `together` heads at one tile are neighbours; their heavy tiles come first."""
     program = tl.program_id(0)
     pairs = batch * heads
-    tile = program // pairs
+    group = program // (tiles * together)
+    here = tl.minimum(together, pairs - group * together)
+    place = program - group * tiles * together
+    tile = place // here
     if LAST_FIRST:
         tile = tiles - 1 - tile
-    pair = program % pairs
+    pair = group * together + place % here
     return tile, (pair // heads).to(tl.int64), pair % heads
 
 
@@ -110,3 +136,15 @@ def key_range(key_firsts, key_ends, line, first, last, STEP: tl.constexpr):
     one_document = tl.load(key_firsts + line + last) == begin
     seen_by_all = tl.where(one_document, tl.load(key_ends + line + first) - begin, 0)
     return begin, begin + seen_by_all // STEP * STEP, end
+
+
+@triton.jit
+def load_step(
+    place, inside, source, line, column, MASKED: tl.constexpr, BULK: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, H: tl.constexpr
+):
+    """Columns FIRST.. of one step of a walk: by a bulk copy from row `line`, column `column` of `source`, or from the pointers `place`."""
+    if BULK and not MASKED:
+        tile = source.load([line, column + FIRST])
+    else:
+        tile = load_columns(place, inside, MASKED, FIRST, COUNT, H)
+    return tile

@@ -66,21 +66,33 @@ def test_output_and_gradient(case, place, poisoned, outputs_and_gradients, asser
         assert_as_good(*tensors, name)
 
 
-@pytest.mark.parametrize(("rows", "step"), [(16, 16), (32, 16), (16, 32)])
-def test_every_tile_shape_gives_the_same(rows, step, place, poisoned, assert_as_good) -> None:
+@pytest.mark.parametrize(
+    ("rows", "step", "more"),
+    [
+        (16, 16, {}),
+        (32, 16, {"bulk": True}),
+        (16, 32, {"bulk": True, "heads_together": 2}),
+        (16, 32, {"heads_together": 3, "head_dim": 48, "stages": 2}),
+        (16, 16, {"bulk": True, "head_dim": 48, "stages": 2}),
+        (16, 16, {"bulk": True, "head_dim": 40}),
+    ],
+)
+def test_every_launch_gives_the_same(rows, step, more, place, poisoned, assert_as_good) -> None:
     from uniaudio.kernels.varlen_attention.backward import backward
     from uniaudio.kernels.varlen_attention.boundaries import document_spans
     from uniaudio.kernels.varlen_attention.forward import forward
     from uniaudio.kernels.varlen_attention.tiles import Launch, Plan
 
-    launch = Launch(rows, step, 1, 1)
+    more = {"head_dim": 32, "stages": 2 if place.device == "cuda" else 1, **more}
+    head_dim, stages = more.pop("head_dim"), more.pop("stages")
+    launch = Launch(rows, step, 1, stages, **more)
     starts, prefixes = [[0, 5, 60, 93]], [[0, 33, 2, 93]]
-    qkv = place.randn(1, 93, 1, 3, 32)
-    grad = place.randn(1, 93, 32)
+    qkv = place.randn(1, 93, 3, 3, head_dim)
+    grad = place.randn(1, 93, 3 * head_dim)
     bounds = boundary_tensors(starts, prefixes, place.device)
     spans = document_spans(*bounds, 93)
     plan = Plan(launch, launch, launch)
-    out, sums = forward(qkv, spans, plan)
+    out, sums = forward(qkv, spans, launch)
     leaf, plain = qkv.double().requires_grad_(), qkv.clone().requires_grad_()
     truth_out, plain_out = naive(leaf, starts, prefixes), varlen_attention(plain, *bounds, backend="torch")
     truth_out.backward(grad.double())
