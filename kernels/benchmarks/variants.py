@@ -162,7 +162,8 @@ def _norm_backward(rows: int, width: int) -> Case:
 
     def differentiated(dtype: torch.dtype) -> Callable[[], Results]:
         leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
-        results = norm_reference.layer_norm(*leaves, 1e-5), leaves[0] * 1.0
+        values, scale, shift = leaves
+        results = norm_reference.layer_norm(values, scale, shift, 1e-5), values * 1.0
         upstream = [grad.to(dtype), grad_total.to(dtype)]
         return lambda: dict(zip(("x", "weight", "bias"), torch.autograd.grad(results, leaves, upstream, retain_graph=True)))
 
