@@ -134,7 +134,7 @@ def _embedding(concat: bool) -> None:
     codes, positions = torch.zeros(64, 3, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
     table, places = _bf16(4224, 512 if concat else 1536), _bf16(3000, 1536)
     grad = embedding.forward(codes, table, positions, places, concat)
-    embedding.table_gradient(codes, grad, 1 if concat else 3, table)
+    embedding.gradients(codes, table, positions, places, grad, concat)
 
 
 def _loss() -> None:
