@@ -5,7 +5,7 @@ a local stack get its layers as global ones, so that all have about the same num
 on a GPU the most that was allocated, on a CPU the most that the process held (its libraries are 0.9 GB of it).
 
     python tests/structures.py --shards shards --out work/structures --run demo_cpu --steps 200
-    python tests/structures.py --shards shards --out work/structures --run all_tasks_30m --steps 3000 --codebooks 3 8 data.workers=4
+    python tests/structures.py data.workers=4 --shards shards --out work/structures --run all_tasks_30m --steps 3000 --codebooks 3 8
 
 A run that is finished is not made again; --only makes some now and others later.
 """
