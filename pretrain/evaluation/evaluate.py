@@ -1,11 +1,13 @@
 """From a checkpoint to figures: for each task its likelihood, and the sound of the model between a line above it and a line below.
 
-Rows of a task: `model`; `resynthesis`, the held-out clips as their own codes give them back (no model of these codes can be better);
-`unigram`, codes drawn independently by how often each occurs (a model that is no better has learned nothing).
+Rows of a task: `model`; `input`, the noisy, mixed, reverberant or unedited sound that it was given, by its codes (what is no better has
+not helped); `resynthesis`, the held-out clips as their own codes give them back (no model of these codes can be better); `shuffled`, the
+model's clips held against the voices of others; `unigram`, codes drawn independently by how often each occurs (a model that is no better
+has learned nothing).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +109,10 @@ class Evaluator:
         measures = measures_of(name, plan.measures)
         codec = make_tokenizers(self._recorded, held_out.task)["audio"]
         told(f"{name}: generating {len(documents)} clips")
+        given = next((part.key for part in held_out.task.conditions if part.modality == "audio" and part.draw == "own"), None)
         codes = {
             "model": self._generate(held_out, documents, plan),
+            **({"input": [document.views[given] for document in documents]} if given else {}),
             "resynthesis": [document.target_TQ for document in documents],
             "unigram": unigram_codes(documents, seed=plan.seed),
         }
@@ -120,15 +124,21 @@ class Evaluator:
             codec.decode(document.views["prompt"]) if "prompt" in document.views else None  # type: ignore[attr-defined]
             for document in documents
         ]
-        rows = {}
-        for row, clips in decoded.items():
-            told(f"{name}: measuring {row}")
-            heard = [
+        heard = {
+            row: [
                 Heard(made, reference, prompt, document.meta.get("text"), document.meta.get("language"))
                 for made, reference, prompt, document in zip(clips, decoded["resynthesis"], prompts, documents)
             ]
-            wanted = [measure for measure in measures if row != "resynthesis" or measure in OF_RESYNTHESIS]
-            rows[row] = self._judge.judge(wanted, heard)
+            for row, clips in decoded.items()
+        }
+        rows = {}
+        for row, clips in heard.items():
+            told(f"{name}: measuring {row}")
+            rows[row] = self._judge.judge([of for of in measures if row != "resynthesis" or of in OF_RESYNTHESIS], clips)
+        others = other_voices([str(document.meta.get("speaker") or "") for document in documents])
+        if "sim" in measures and others:
+            strangers = [replace(heard["model"][clip], prompt=prompts[other]) for clip, other in others.items()]
+            rows["shuffled"] = self._judge.judge(["sim"], strangers)
         audio = {document.clip: {row: decoded[row][i] for row in decoded} for i, document in enumerate(documents)}
         return rows, audio
 
@@ -150,6 +160,14 @@ class Evaluator:
             if piece.whole is not None:
                 made[piece.index] = piece.whole.codes_TQ
         return [made[number] for number in range(len(requests))]
+
+
+def other_voices(speakers: Sequence[str]) -> dict[int, int]:
+    """Document -> the next one of another speaker; empty where all are of one."""
+    count = len(speakers)
+    turns = {number: [(number + turn) % count for turn in range(1, count)] for number in range(count)}
+    found = {number: next((other for other in turn if speakers[other] != speakers[number]), None) for number, turn in turns.items()}
+    return {number: other for number, other in found.items() if other is not None}
 
 
 def unigram_codes(documents: Sequence[HeldOut], *, seed: int) -> list[np.ndarray]:

@@ -107,12 +107,21 @@ def test_likelihood_is_that_of_the_logits(run: RunConfig, model: MultiScaleTrans
 
 def test_rows_bound_the_model_and_follow_the_source(evaluator: Evaluator) -> None:
     [result] = evaluator.evaluate(Plan(("se",), clips=3, rows=4, measures=("si_sdr", "dnsmos")))
-    assert set(result.rows) == {"model", "resynthesis", "unigram"}
-    assert set(result.rows["model"]) == {"si_sdr", "dnsmos"} and set(result.rows["resynthesis"]) == {"dnsmos"}
+    assert list(result.rows) == ["model", "input", "resynthesis", "unigram"]
+    assert set(result.rows["model"]) == set(result.rows["input"]) == {"si_sdr", "dnsmos"} and set(result.rows["resynthesis"]) == {"dnsmos"}
     for rows in result.audio.values():
         assert len(rows["model"]) == len(rows["resynthesis"]) == len(rows["unigram"]), "as long as the noisy source"
     again = next(iter(evaluator.evaluate(Plan(("se",), clips=3, rows=4, measures=("dnsmos",)))))
     assert all(np.array_equal(again.audio[clip]["model"], rows["model"]) for clip, rows in result.audio.items()), "a seed decides the codes"
+
+
+def test_voices_are_held_against_those_of_others(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluate.other_voices(["a", "a", "b"]) == {0: 2, 1: 2, 2: 0} and evaluate.other_voices(["a", "a"]) == {}
+    monkeypatch.setattr(scores.speaker, "similarity", lambda prompt, made: float(np.mean(prompt)))
+    [result] = evaluator.evaluate(Plan(("tts",), clips=6, rows=8, measures=("sim",)))
+    assert "input" not in result.rows, "its only audio is the voice to speak in"
+    own, others = result.rows["model"]["sim"], result.rows["shuffled"]["sim"]
+    assert 0 < others.count <= own.count and others.mean != own.mean
 
 
 def test_unigram_codes_keep_lengths_and_levels_of_their_own(run: RunConfig) -> None:
@@ -169,7 +178,7 @@ def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp
     assert told["se/loss"] == content["tasks"]["se"]["loss"]["mean"] and "se/unigram/si_sdr" in told
     table = (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert "| se |" in table and "## se: 2 generated clips" in table and "dnsmos (higher is better)" in table
-    assert len(list((tmp_path / "evaluation" / "audio" / "se").glob("*.wav"))) == 6
+    assert len(list((tmp_path / "evaluation" / "audio" / "se").glob("*.wav"))) == 8
     for bad, message in ((["--tasks", "music"], "does not know | seen: music"), (["--measures", "beauty"], "--measures: unknown")):
         assert message in str(CliRunner().invoke(command_line, ["evaluate", str(tmp_path), *bad]).exception)
 
@@ -178,3 +187,4 @@ def test_the_papers_figures_stand_beside_marked_as_reported(evaluator: Evaluator
     [result] = evaluator.evaluate(Plan(("tts",), clips=2, rows=2, measures=("dnsmos",)))
     table = report.markdown([result], {"checkpoint": "x"})
     assert "| paper, as reported |" in table and "| unigram |" in table
+    assert report._reported(report.PAPER["sound"], "frechet") == "3.12 (other embeddings)"
