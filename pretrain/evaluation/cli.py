@@ -24,7 +24,8 @@ from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 @click.option("--shards", help="Folder with other held-out shards than those of the run.")
 @click.option("--clips", default=16, show_default=True, type=click.IntRange(0), help="Clips to generate a task; 0: the likelihood alone.")
 @click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Rows of held-out frames for the likelihood.")
-@click.option("--measures", help="Of the tasks' measures these alone, with commas between.")
+@click.option("--measures", help="Of the tasks' measures these alone, with commas between; none: generate alone.")
+@click.option("--generated", type=click.Path(path_type=Path, exists=True), help="Measure codes of an evaluation before (its OUT/codes).")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table, the JSON and the wavs. [default: RUN/evaluation]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -37,6 +38,7 @@ def evaluate(
     clips: int,
     rows: int,
     measures: str | None,
+    generated: Path | None,
     out: Path | None,
     seed: int,
     device: str,
@@ -46,19 +48,20 @@ def evaluate(
     """Measure RUN (a run's folder, a checkpoint or an export) on held-out clips: loss and accuracy by level, and what it generates.
 
     Beside the model stand two lines: the clips as their own codes give them back, and codes drawn by how often they occur. The measures
-    need the extra `eval`; a missing model is named with how to get it.
+    need the extra `eval`; a missing model is named with how to get it. A GPU host without them generates with --measures none; the codes in
+    OUT/codes are measured elsewhere with --generated.
 
     Example: uniaudio evaluate work/demo/run --tasks tts,sound --clips 8
     """
     place = pick_device(device)
     folder = find(run)
-    chosen = tuple(measures.split(",")) if measures else None
+    chosen = () if measures == "none" else tuple(measures.split(",")) if measures else None
     evaluator = Evaluator.load(folder, shards=shards, device=place, dtype=DTYPES[precision])
     wanted = tuple(tasks.split(",")) if tasks else evaluator.run.data.tasks
     if strange := [name for name in wanted if name not in evaluator.run.data.tasks]:
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
     measures_of(wanted[0], chosen)  # an unknown measure is told before any work
-    plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None)
+    plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None, generated=generated)
     results = []
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -83,6 +86,7 @@ def evaluate(
     table, content = report.markdown(results, about), report.as_json(results, about)
     publish_bytes(target / "evaluation.md", table.encode())
     publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
+    report.write_codes(results, target / "codes")
     wavs = report.write_audio(results, target / "audio")
     _track(run if folder != run else target, evaluator, about, table, report.metrics(results))
     click.echo(json.dumps(content) if as_json else table, nl=as_json)

@@ -36,7 +36,8 @@ LONGEST = 2.0  # a generated clip is at most so many times as long as the held-o
 @dataclass(frozen=True)
 class Plan:
     """What to evaluate. clips: generated a task (0: the likelihood alone). rows: of held-out frames for the likelihood. pass_over: tasks
-    that no held-out clip serves are told and left out, instead of an error."""
+    that no held-out clip serves are told and left out, instead of an error. generated: folder with the codes of an evaluation before, to be
+    measured here instead of generating (`report.write_codes`)."""
 
     tasks: tuple[str, ...]
     clips: int = 16
@@ -44,17 +45,19 @@ class Plan:
     measures: tuple[str, ...] | None = None
     seed: int = 0
     pass_over: bool = False
+    generated: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Figures of a task: likelihood, measures by row, and what was generated (clip -> samples by row)."""
+    """Figures of a task: likelihood, measures by row, and what was generated: clip -> samples by row, and clip -> the model's codes."""
 
     task: str
     likelihood: Likelihood
     rows: Mapping[str, Mapping[str, Interval]]
     audio: Mapping[str, Mapping[str, np.ndarray]]
+    codes: Mapping[str, np.ndarray]
 
 
 class Evaluator:
@@ -82,7 +85,7 @@ class Evaluator:
         Raises:
             UserError: no held-out clip serves a task (but for plan.pass_over), or a measure's model is not installed.
         """
-        if plan.clips:
+        if plan.clips and plan.generated is None:
             require_frames(self.run.model)
         for name in plan.tasks:
             told(f"{name}: likelihood")
@@ -99,19 +102,36 @@ class Evaluator:
                 documents = held_out.documents(plan.clips) if plan.clips and makes_audio else []
             finally:
                 held_out.close()
-            rows, audio = self._sound(held_out, documents, plan, told) if documents else ({}, {})
-            yield TaskResult(name, found, rows, audio)
+            made = self._made(held_out, documents, plan, told) if documents else []
+            rows, audio = self._sound(held_out, documents, made, plan, told) if documents else ({}, {})
+            yield TaskResult(name, found, rows, audio, {document.clip: codes for document, codes in zip(documents, made)})
+
+    def _made(self, held_out: HeldOutTask, documents: Sequence[HeldOut], plan: Plan, told: Callable[[str], None]) -> list[np.ndarray]:
+        """The model's codes of each document, from here or from plan.generated."""
+        name = held_out.task.name
+        if plan.generated is None:
+            told(f"{name}: generating {len(documents)} clips")
+            return self._generate(held_out, documents, plan)
+        path = plan.generated / f"{name}.npz"
+        kept = dict(np.load(path)) if path.is_file() else {}
+        if lacking := [document.clip for document in documents if document.clip not in kept]:
+            raise UserError(
+                f"--generated: no codes of task {name} for a held-out clip",
+                seen=lacking[0],
+                allowed=f"{len(kept)} clips in {path}",
+                remedy="the same shards, tasks, --clips and --rows as where they were generated",
+            )
+        return [kept[document.clip] for document in documents]
 
     def _sound(
-        self, held_out: HeldOutTask, documents: Sequence[HeldOut], plan: Plan, told: Callable[[str], None]
+        self, held_out: HeldOutTask, documents: Sequence[HeldOut], made: list[np.ndarray], plan: Plan, told: Callable[[str], None]
     ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, np.ndarray]]]:
         name = held_out.task.name
         measures = measures_of(name, plan.measures)
         codec = make_tokenizers(self._recorded, held_out.task)["audio"]
-        told(f"{name}: generating {len(documents)} clips")
         given = next((part.key for part in held_out.task.conditions if part.modality == "audio" and part.draw == "own"), None)
         codes = {
-            "model": self._generate(held_out, documents, plan),
+            "model": made,
             **({"input": [document.views[given] for document in documents]} if given else {}),
             "resynthesis": [document.target_TQ for document in documents],
             "unigram": unigram_codes(documents, seed=plan.seed),

@@ -1,11 +1,15 @@
 """Results as a table in the paper's layout, as JSON, as metrics, and as wavs to hear."""
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from uniaudio.atomic import publish_bytes
 from uniaudio.pretrain.evaluation.evaluate import TaskResult
 from uniaudio.pretrain.evaluation.scores import BETTER
 from uniaudio.pretrain.evaluation.statistics import Interval
@@ -36,7 +40,8 @@ def markdown(results: Sequence[TaskResult], about: Mapping[str, str]) -> str:
     for result in results:
         if not result.rows:
             continue
-        measures = list(result.rows["model"])
+        if not (measures := list(result.rows["model"])):
+            continue
         head = ["row", *(f"{name} ({BETTER[name]} is better)" for name in measures)]
         body = [[row, *(str(found[name]) if name in found else "" for name in measures)] for row, found in result.rows.items()]
         if paper := PAPER.get(result.task):
@@ -93,6 +98,15 @@ def metrics(results: Sequence[TaskResult]) -> dict[str, float]:
         values[f"{result.task}/accuracy"] = result.likelihood.accuracy.mean
         values |= {f"{result.task}/{row}/{name}": value.mean for row, found in result.rows.items() for name, value in found.items()}
     return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def write_codes(results: Sequence[TaskResult], folder: Path) -> None:
+    """`TASK.npz`: the model's codes (T, Q) of every generated clip, by the clip's key. Measured elsewhere with `--generated folder`."""
+    for result in results:
+        if result.codes:
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **result.codes)
+            publish_bytes(folder / f"{result.task}.npz", buffer.getvalue())
 
 
 def write_audio(results: Sequence[TaskResult], folder: Path) -> list[Path]:

@@ -1,12 +1,15 @@
-"""A small model of all eleven tasks on one GPU: train for so many seconds, evaluate every task, export: OUT/run, OUT/evaluation, OUT/model.
+"""A small model of all eleven tasks on one GPU: train for so many seconds, export, evaluate every task: OUT/run, OUT/model, OUT/evaluation.
 
 SHARDS is what `uniaudio tokenize full_corpus` made. The training stops by SIGTERM and saves; the same command again goes on from there.
-Uses the python that runs it; no network.
+Uses the python that runs it; no network. A host that lacks a measure's model measures what it can be told to (`--measures`); by default it
+generates alone, and the codes are measured where the models are:
 
     python tests/gpu/train_all_tasks.py --shards shards --out work/all_tasks --seconds 540 --clips 24 [OVERRIDES]
+    uniaudio evaluate work/all_tasks/model --shards shards --clips 24 --generated work/all_tasks/evaluation/codes
 """
 
 import argparse
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,12 +38,13 @@ def uniaudio(*words: str) -> int:
 
 
 def main() -> int:
-    """Trains, evaluates, exports; the first exit code that is not good."""
+    """Trains, exports, evaluates; the first exit code that is not good."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=540.0, help="of training, start included")
     parser.add_argument("--clips", type=int, default=24, help="generated a task by the evaluation; 0: its likelihood alone")
+    parser.add_argument("--measures", default="none", help="as of `uniaudio evaluate`; empty: all of them")
     parser.add_argument("overrides", nargs="*", help="overrides of the config, for example data.rows_per_micro_batch=8")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -51,8 +55,10 @@ def main() -> int:
     if code not in (0, SAVED):
         return code
     run, out = str(arguments.out / "run"), str(arguments.out / "evaluation")
-    code = uniaudio("evaluate", run, "--out", out, "--clips", str(arguments.clips))
-    return code or uniaudio("checkpoint", "export", "--checkpoint", run, "--out", str(arguments.out / "model"), "--precision", "bf16")
+    shutil.rmtree(arguments.out / "model", ignore_errors=True)  # of the command before this one
+    code = uniaudio("checkpoint", "export", "--checkpoint", run, "--out", str(arguments.out / "model"), "--precision", "bf16")
+    measured = ["--measures", arguments.measures] if arguments.measures else []
+    return code or uniaudio("evaluate", run, "--out", out, "--clips", str(arguments.clips), *measured)
 
 
 if __name__ == "__main__":

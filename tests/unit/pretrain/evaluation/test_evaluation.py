@@ -183,6 +183,24 @@ def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp
         assert message in str(CliRunner().invoke(command_line, ["evaluate", str(tmp_path), *bad]).exception)
 
 
+def test_what_was_generated_elsewhere_is_measured_here(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")
+    monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
+    monkeypatch.setattr(cli, "_track", lambda *told: None)
+    words = ["evaluate", str(tmp_path), "--tasks", "se", "--clips", "2", "--rows", "4"]
+    made = CliRunner().invoke(command_line, [*words, "--measures", "none"], catch_exceptions=False)
+    assert "| se |" in made.stdout and "generated clips" not in made.stdout
+    codes = tmp_path / "evaluation" / "codes"
+    wavs = {path.name: path.read_bytes() for path in (tmp_path / "evaluation" / "audio" / "se").iterdir()}
+    monkeypatch.setattr(evaluator, "_generate", lambda *told: pytest.fail("generated again"))
+    again = [*words, "--measures", "dnsmos", "--generated", str(codes), "--out", str(tmp_path / "here")]
+    done = CliRunner().invoke(command_line, again, catch_exceptions=False)
+    assert "## se: 2 generated clips" in done.stdout
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here" / "audio" / "se").iterdir()} == wavs
+    more = CliRunner().invoke(command_line, [*again, "--clips", "3"]).exception
+    assert "--generated: no codes of task se for a held-out clip" in str(more)
+
+
 def test_the_papers_figures_stand_beside_marked_as_reported(evaluator: Evaluator) -> None:
     [result] = evaluator.evaluate(Plan(("tts",), clips=2, rows=2, measures=("dnsmos",)))
     table = report.markdown([result], {"checkpoint": "x"})
