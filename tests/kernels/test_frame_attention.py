@@ -87,12 +87,17 @@ def test_no_frames(place) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_more_frames_than_a_grid_axis_and_than_31_bits_of_offsets() -> None:
-    qkv = torch.randn(1_000_000, 3, 12, 3, 64, device="cuda", dtype=torch.bfloat16)
+    qkv = torch.randn(1_000_000, 3, 12, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     assert qkv.numel() > 2**31
     out = frame_attention(qkv, backend="triton")
-    for part in (slice(0, 64), slice(999_000, None)):
-        expected = naive(qkv[part].double())
+    upstream = torch.randn_like(out)
+    (grad,) = torch.autograd.grad(out, qkv, upstream)
+    for part in (slice(0, 64), slice(712_000, 712_064), slice(999_000, None)):
+        leaf = qkv[part].detach().double().requires_grad_()
+        expected = naive(leaf)
+        (expected_grad,) = torch.autograd.grad(expected, leaf, upstream[part].double())
         assert ((out[part] - expected).norm() / expected.norm()).item() < 4e-3
+        assert ((grad[part] - expected_grad).norm() / expected_grad.norm()).item() < 8e-3
 
 
 @pytest.mark.parametrize(
