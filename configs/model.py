@@ -41,6 +41,9 @@ class ModelConfig(Section):
     kernels: Literal["auto", "triton", "torch"] = Field(
         "auto", description="auto: triton on a CUDA device, torch elsewhere; chosen once and logged"
     )
+    attention: Literal["kernels", "torch_varlen", "flash_attn"] = Field(
+        "kernels", description="the global stack's in training: `kernels`' own, or that of a library (CUDA, bf16, no prefix_lm)"
+    )
 
     @property
     def head_dim(self) -> int:

@@ -51,6 +51,13 @@ def _check_model(run: RunConfig) -> None:
             allowed="loss_on target",
             remedy="set data.loss_on=target or model.prefix_lm=false",
         )
+    if model.prefix_lm and model.attention != "kernels":
+        raise UserError(
+            "model.attention of a library knows no bidirectional prefix, which model.prefix_lm asks for",
+            seen=model.attention,
+            allowed="kernels",
+            remedy="set model.attention=kernels or model.prefix_lm=false",
+        )
     if model.embedding == "concat" or model.link == "split":
         _must_divide("model.num_codebooks", model.num_codebooks, "model.width (embedding: concat, link: split)", model.width)
     _check_structure(run)

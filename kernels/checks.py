@@ -23,10 +23,10 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def check_backend(op: str, backend: str, tensor: torch.Tensor) -> None:
-    """The backend exists and can run where `tensor` is."""
+def check_backend(op: str, backend: str, tensor: torch.Tensor, *, more: tuple[str, ...] = ()) -> None:
+    """The backend is one of the two, and can run where `tensor` is; `more` are the op's own others, checked by the op."""
     if backend not in get_args(Backend):
-        raise fault(op, "unknown backend", seen=backend, allowed=", ".join(get_args(Backend)))
+        raise fault(op, "unknown backend", seen=backend, allowed=", ".join((*get_args(Backend), *more)))
     if backend == "triton" and not tensor.is_cuda and not interpreted():
         raise fault(op, "backend triton needs CUDA tensors", seen=tensor.device, allowed="cuda (or TRITON_INTERPRET=1 on the CPU)")
 

@@ -75,7 +75,8 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
     """The model of this rank, with the kernels of its device."""
     backend = choose_backend(run.model.kernels, device)
     products = ", products of the blocks in fp8" if run.train.fp8 else ""
-    logger.info("device %s, precision %s, kernels %s%s", device, run.train.precision, backend, products)
+    attention = backend if run.model.attention == "kernels" else run.model.attention
+    logger.info("device %s, precision %s, kernels %s, global attention %s%s", device, run.train.precision, backend, attention, products)
     model = MultiScaleTransformer(
         run.model,
         vocabulary,

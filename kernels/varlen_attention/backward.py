@@ -23,6 +23,7 @@ from uniaudio.kernels.varlen_attention.tiles import (
     key_range,
     load_columns,
     load_step,
+    query_shape,
     sizes,
     store_columns,
     tile_of_program,
@@ -64,17 +65,19 @@ def _walk_keys_backward(
 
 @triton.jit
 def _backward_queries(
-    qkv, source, source_rest, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends, batch, frames, tiles, together,
-    scale, log2_scale, heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
+    qkv, source, source_rest, out, grad_out, grad_qkv, sums, deltas, key_firsts, key_ends,
+    batch, frames, tiles, together, scale, log2_scale,
+    heads: tl.constexpr, SHARED: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     tile, row, head = tile_of_program(tiles, batch, heads, together, True)
     frame = tile * ROWS + tl.arange(0, ROWS)
     inside = frame < frames
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride: tl.constexpr = heads * 3 * H
-    base = row * frames * stride + head * 3 * H
-    packed = base + frame.to(tl.int64)[:, None] * stride
+    stride: tl.constexpr = heads // SHARED * (SHARED + 2) * H
+    column = (head // SHARED * (SHARED + 2) + SHARED) * H
+    keys = qkv + row * frames * stride + column
+    packed = row * frames * stride + column - (SHARED - head % SHARED) * H + frame.to(tl.int64)[:, None] * stride
     place = ((row * frames + frame)[:, None] * heads + head) * H
     query = load_columns(qkv + packed, inside, True, 0, WIDTH, H)
     grad = load_columns(grad_out + place, inside, True, 0, WIDTH, H)
@@ -92,9 +95,7 @@ def _backward_queries(
     begin, middle, end = key_range(key_firsts, key_ends, row * frames, tile * ROWS, last, STEP)
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
     acc_rest = tl.zeros((ROWS, REST), tl.float32)
-    keys = qkv + base + H
     first_line = (row * frames).to(tl.int32)
-    column = head * 3 * H + H
     acc, acc_rest = _walk_keys_backward(
         acc, acc_rest, query, query_rest, grad, grad_rest, sum_of_row, delta, keys, source, source_rest, first_line, column,
         begin, middle, key_first, key_end, log2_scale, stride, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
@@ -157,22 +158,22 @@ def _walk_queries(
 def _backward_keys(
     qkv, source, source_rest, grad_out, grad_source, grad_source_rest, grad_qkv, sums, deltas, query_firsts, query_ends,
     batch, frames, tiles, together, scale, log2_scale,
-    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
+    heads: tl.constexpr, SHARED: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
-    tile, row, head = tile_of_program(tiles, batch, heads, together, False)
+    groups: tl.constexpr = heads // SHARED
+    tile, row, group = tile_of_program(tiles, batch, groups, together, False)
     frame = tile * ROWS + tl.arange(0, ROWS)
     inside = frame < frames
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride: tl.constexpr = heads * 3 * H
-    base = row * frames * stride + head * 3 * H
-    packed = base + frame.to(tl.int64)[:, None] * stride
-    key = load_columns(qkv + packed + H, inside, True, 0, WIDTH, H)
-    value = load_columns(qkv + packed + 2 * H, inside, True, 0, WIDTH, H)
+    stride: tl.constexpr = groups * (SHARED + 2) * H
+    packed = row * frames * stride + (group * (SHARED + 2) + SHARED) * H + frame.to(tl.int64)[:, None] * stride
+    key = load_columns(qkv + packed, inside, True, 0, WIDTH, H)
+    value = load_columns(qkv + packed + H, inside, True, 0, WIDTH, H)
     key_rest, value_rest = key, value
     if SPLIT:
-        key_rest = load_columns(qkv + packed + H, inside, True, WIDTH, REST, H)
-        value_rest = load_columns(qkv + packed + 2 * H, inside, True, WIDTH, REST, H)
+        key_rest = load_columns(qkv + packed, inside, True, WIDTH, REST, H)
+        value_rest = load_columns(qkv + packed + H, inside, True, WIDTH, REST, H)
     spans = row * frames
     query_first = tl.load(query_firsts + spans + tl.minimum(frame, last))
     query_end = tl.load(query_ends + spans + tl.minimum(frame, last))
@@ -185,26 +186,28 @@ def _backward_keys(
     grad_key_rest = tl.zeros((ROWS, REST), tl.float32)
     grad_value = tl.zeros((ROWS, WIDTH), tl.float32)
     grad_value_rest = tl.zeros((ROWS, REST), tl.float32)
-    queries = qkv + base
-    grads = grad_out + (row * frames * heads + head) * H
-    line = (row * heads + head) * frames
-    first_line = (row * frames).to(tl.int32)
-    column = head * 3 * H
-    grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
-        grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads, sums + line, deltas + line,
-        source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
-        begin, middle, query_first, query_end, log2_scale, stride, heads * H, True, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
-    )  # fmt: skip
-    grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
-        grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads, sums + line, deltas + line,
-        source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
-        middle, end, query_first, query_end, log2_scale, stride, heads * H, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
-    )  # fmt: skip
-    store_columns(grad_qkv + packed + H, grad_key * scale, inside, 0, WIDTH, H)
-    store_columns(grad_qkv + packed + 2 * H, grad_value, inside, 0, WIDTH, H)
+    for sharing in range(SHARED):
+        head = group * SHARED + sharing
+        column = (group * (SHARED + 2) + sharing) * H
+        queries = qkv + row * frames * stride + column
+        grads = grad_out + (row * frames * heads + head) * H
+        line = (row * heads + head) * frames
+        first_line = (row * frames).to(tl.int32)
+        grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
+            grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads,
+            sums + line, deltas + line, source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
+            begin, middle, query_first, query_end, log2_scale, stride, heads * H, True, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        )  # fmt: skip
+        grad_key, grad_key_rest, grad_value, grad_value_rest = _walk_queries(
+            grad_key, grad_key_rest, grad_value, grad_value_rest, key, key_rest, value, value_rest, queries, grads,
+            sums + line, deltas + line, source, source_rest, grad_source, grad_source_rest, first_line, column, head * H,
+            middle, end, query_first, query_end, log2_scale, stride, heads * H, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
+        )  # fmt: skip
+    store_columns(grad_qkv + packed, grad_key * scale, inside, 0, WIDTH, H)
+    store_columns(grad_qkv + packed + H, grad_value, inside, 0, WIDTH, H)
     if SPLIT:
-        store_columns(grad_qkv + packed + H, grad_key_rest * scale, inside, WIDTH, REST, H)
-        store_columns(grad_qkv + packed + 2 * H, grad_value_rest, inside, WIDTH, REST, H)
+        store_columns(grad_qkv + packed, grad_key_rest * scale, inside, WIDTH, REST, H)
+        store_columns(grad_qkv + packed + H, grad_value_rest, inside, WIDTH, REST, H)
 
 
 def backward_queries(
@@ -218,13 +221,13 @@ def backward_queries(
     launch: Launch,
 ) -> None:
     """Writes the queries' part of `grad_qkv`, and `deltas` (B, N, T) float32."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    grid, tiles, together = sizes(qkv_BTN3H, launch)
+    batch, frames, heads, shared, head_dim = query_shape(qkv_BTN3H)
+    grid, tiles, together = sizes(qkv_BTN3H, launch, heads=heads)
     scale = head_dim**-0.5
     sources = bulk_source(qkv_BTN3H.view(batch * frames, -1), launch, head_dim)
     _backward_queries[grid](
         qkv_BTN3H, *sources, out, grad_out, grad_qkv, sums, deltas, spans.key_first, spans.key_end, batch, frames, tiles, together,
-        scale, scale * LOG2_E, heads, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages,
+        scale, scale * LOG2_E, heads, shared, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages,
         bulk_fits(launch, head_dim), num_warps=launch.warps, maxnreg=launch.registers,
     )  # fmt: skip
 
@@ -239,14 +242,14 @@ def backward_keys(
     launch: Launch,
 ) -> None:
     """Writes the keys' and values' parts of `grad_qkv`, from the `deltas` that backward_queries left."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
-    grid, tiles, together = sizes(qkv_BTN3H, launch)
+    batch, frames, heads, shared, head_dim = query_shape(qkv_BTN3H)
+    grid, tiles, together = sizes(qkv_BTN3H, launch, heads=heads // shared)
     scale = head_dim**-0.5
     sources = bulk_source(qkv_BTN3H.view(batch * frames, -1), launch, head_dim)
     grad_sources = bulk_source(grad_out.view(batch * frames, -1), launch, head_dim)
     _backward_keys[grid](
         qkv_BTN3H, *sources, grad_out, *grad_sources, grad_qkv, sums, deltas, spans.query_first, spans.query_end,
-        batch, frames, tiles, together, scale, scale * LOG2_E, heads, head_dim, *head_parts(head_dim),
+        batch, frames, tiles, together, scale, scale * LOG2_E, heads, shared, head_dim, *head_parts(head_dim),
         launch.rows, launch.step, launch.stages, bulk_fits(launch, head_dim), num_warps=launch.warps, maxnreg=launch.registers,
     )  # fmt: skip
 

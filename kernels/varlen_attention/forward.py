@@ -1,7 +1,7 @@
 """Packed-document attention in Triton, forward: a tile of queries walks over the keys of its own documents, softmax on line.
 
-A walk inside one document runs without a mask up to the diagonal. Reads the packed projection (B, T, N, 3, H) in place; row offsets are
-64-bit. B rows, T frames, N heads, H head width.
+A walk inside one document runs without a mask up to the diagonal. Reads the packed projection (B, T, N, 3, H) in place, or
+(B, T, G, R + 2, H) where R heads of queries share a key and a value; row offsets are 64-bit. B rows, T frames, N heads, H head width.
 """
 
 # ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
@@ -21,6 +21,7 @@ from uniaudio.kernels.varlen_attention.tiles import (
     key_range,
     load_columns,
     load_step,
+    query_shape,
     sizes,
     store_columns,
     tile_of_program,
@@ -68,16 +69,17 @@ def _walk_keys(
 @triton.jit
 def _forward(
     qkv, source, source_rest, out, sums, key_firsts, key_ends, batch, frames, tiles, together, log2_scale,
-    heads: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
+    heads: tl.constexpr, SHARED: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     tile, row, head = tile_of_program(tiles, batch, heads, together, True)
     frame = tile * ROWS + tl.arange(0, ROWS)
     inside = frame < frames
     last = tl.minimum(tile * ROWS + ROWS, frames) - 1
-    stride: tl.constexpr = heads * 3 * H
-    base = qkv + row * frames * stride + head * 3 * H
-    queries = base + frame.to(tl.int64)[:, None] * stride
+    stride: tl.constexpr = heads // SHARED * (SHARED + 2) * H
+    column = (head // SHARED * (SHARED + 2) + SHARED) * H
+    keys = qkv + row * frames * stride + column
+    queries = keys - (SHARED - head % SHARED) * H + frame.to(tl.int64)[:, None] * stride
     query = load_columns(queries, inside, True, 0, WIDTH, H)
     query_rest = query
     if SPLIT:
@@ -90,14 +92,13 @@ def _forward(
     acc_rest = tl.zeros((ROWS, REST), tl.float32)
     highest = tl.full((ROWS,), -1.0e30, tl.float32)
     line = (row * frames).to(tl.int32)
-    column = head * 3 * H + H
     total = tl.zeros((ROWS,), tl.float32)
     acc, acc_rest, highest, total = _walk_keys(
-        acc, acc_rest, highest, total, query, query_rest, base + H, source, source_rest, line, column, begin, middle, key_first, key_end,
+        acc, acc_rest, highest, total, query, query_rest, keys, source, source_rest, line, column, begin, middle, key_first, key_end,
         log2_scale, stride, False, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     acc, acc_rest, highest, total = _walk_keys(
-        acc, acc_rest, highest, total, query, query_rest, base + H, source, source_rest, line, column, middle, end, key_first, key_end,
+        acc, acc_rest, highest, total, query, query_rest, keys, source, source_rest, line, column, middle, end, key_first, key_end,
         log2_scale, stride, True, BULK, STEP, WIDTH, REST, SPLIT, H, STAGES,
     )  # fmt: skip
     place = out + ((row * frames + frame)[:, None] * heads + head) * H
@@ -109,15 +110,15 @@ def _forward(
 
 def forward(qkv_BTN3H: torch.Tensor, spans: Spans, launch: Launch) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (B, T, N*H) and base-2 log-sum-exp of the scaled scores (B, N, T) float32."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+    batch, frames, heads, shared, head_dim = query_shape(qkv_BTN3H)
     out = torch.empty(batch, frames, heads * head_dim, dtype=qkv_BTN3H.dtype, device=qkv_BTN3H.device)
     sums = torch.empty(batch, heads, frames, dtype=torch.float32, device=qkv_BTN3H.device)
-    grid, tiles, together = sizes(qkv_BTN3H, launch)
+    grid, tiles, together = sizes(qkv_BTN3H, launch, heads=heads)
     if out.numel():
         sources = bulk_source(qkv_BTN3H.view(batch * frames, -1), launch, head_dim)
         _forward[grid](
             qkv_BTN3H, *sources, out, sums, spans.key_first, spans.key_end, batch, frames, tiles, together, head_dim**-0.5 * LOG2_E,
-            heads, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages, bulk_fits(launch, head_dim),
+            heads, shared, head_dim, *head_parts(head_dim), launch.rows, launch.step, launch.stages, bulk_fits(launch, head_dim),
             num_warps=launch.warps, maxnreg=launch.registers,
         )  # fmt: skip
     return out, sums

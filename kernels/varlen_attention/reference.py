@@ -31,14 +31,22 @@ def row_limits(document_starts_BD: torch.Tensor, prefix_lengths_BD: torch.Tensor
     return first_BT, end_BT.to(torch.int32)
 
 
+def query_key_value(qkv_BTN3H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values, each (B, N, T, H); a key and value shared by several queries are repeated."""
+    shared = qkv_BTN3H.shape[3] - 2
+    queries, key, value = qkv_BTN3H.permute(0, 2, 3, 1, 4).split((shared, 1, 1), dim=2)
+    return queries.flatten(1, 2), key.expand_as(queries).flatten(1, 2), value.expand_as(queries).flatten(1, 2)
+
+
 def varlen_attention(
     qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor, prefix_lengths_BD: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(B, T, N*H) by scaled_dot_product_attention under a mask, a slice of queries at a time."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+    batch, frames, groups, parts, head_dim = qkv_BTN3H.shape
+    heads = groups * (parts - 2)
     first_BT, end_BT = row_limits(document_starts_BD, prefix_lengths_BD, frames)
     keys_T = torch.arange(frames, device=qkv_BTN3H.device)
-    query, key, value = qkv_BTN3H.permute(3, 0, 2, 1, 4)
+    query, key, value = query_key_value(qkv_BTN3H)
     outputs = []
     for begin in range(0, frames, QUERIES_A_CALL):
         rows = slice(begin, min(begin + QUERIES_A_CALL, frames))

@@ -69,9 +69,15 @@ def head_parts(head_dim: int) -> tuple[int, int, bool]:
     return max(16, power), 16, False
 
 
-def sizes(qkv_BTN3H: torch.Tensor, launch: Launch) -> tuple[tuple[int], int, int]:
-    """Grid, tiles a row, and heads (of all rows) together."""
-    batch, frames, heads, _, head_dim = qkv_BTN3H.shape
+def query_shape(qkv_BTN3H: torch.Tensor) -> tuple[int, int, int, int, int]:
+    """Rows, frames, heads of queries, those that share one key and value, and head width of a packed projection."""
+    batch, frames, groups, parts, head_dim = qkv_BTN3H.shape
+    return batch, frames, groups * (parts - 2), parts - 2, head_dim
+
+
+def sizes(qkv_BTN3H: torch.Tensor, launch: Launch, *, heads: int) -> tuple[tuple[int], int, int]:
+    """Grid, tiles a row, and heads (of all rows) together, for programs of `heads` heads each."""
+    batch, frames, _, _, head_dim = qkv_BTN3H.shape
     if launch.stages < 2 and head_parts(head_dim)[2] and qkv_BTN3H.dtype != torch.float32:
         raise ValueError(f"varlen_attention: stages of a split head in 16 bits | seen: {launch.stages} | allowed: 2 or more")
     tiles = triton.cdiv(frames, launch.rows)

@@ -104,7 +104,7 @@ class GlobalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
-        self.prefix_lm, self.backend = config.prefix_lm, backend
+        self.prefix_lm, self.backend = config.prefix_lm, backend if config.attention == "kernels" else config.attention
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, N, 3, H) -> (B*T, N*H)."""

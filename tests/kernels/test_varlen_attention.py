@@ -1,11 +1,12 @@
 """varlen_attention: documents packed in a row against float64 document by document; prefixes; gradients; errors."""
 
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 
-from uniaudio.kernels.varlen_attention import reference, varlen_attention
+from uniaudio.kernels.varlen_attention import peers, reference, varlen_attention
 
 # frames of the row, first frames of its documents, lengths of their bidirectional prefixes, heads, head width
 ROWS = {
@@ -34,6 +35,13 @@ def naive(qkv_BTN3H: torch.Tensor, starts, prefixes) -> torch.Tensor:
                 scores = torch.einsum("nh,snh->ns", query[t], key[seen]) / head_dim**0.5
                 outputs.append(torch.einsum("ns,snh->nh", scores.softmax(-1), value[seen]))
     return torch.stack(outputs).reshape(batch, frames, heads * head_dim)
+
+
+def repeated(qkv_BTGRH: torch.Tensor) -> torch.Tensor:
+    """Shared keys and values written out: (B, T, G, R + 2, H) -> (B, T, N, 3, H)."""
+    shared = qkv_BTGRH.shape[3] - 2
+    queries, *rest = qkv_BTGRH.split((shared, 1, 1), dim=3)
+    return torch.stack((queries, *(part.expand_as(queries) for part in rest)), dim=4).flatten(2, 3)
 
 
 def boundary_tensors(starts, prefixes, device="cpu"):
@@ -66,15 +74,26 @@ def test_output_and_gradient(case, place, poisoned, outputs_and_gradients, asser
         assert_as_good(*tensors, name)
 
 
+@pytest.mark.parametrize(("groups", "shared", "head_dim"), [(2, 2, 16), (1, 3, 48)])
+def test_queries_that_share_a_key(groups, shared, head_dim, place, poisoned, outputs_and_gradients, assert_as_good) -> None:
+    starts, prefixes = [[0, 9, 40]], [[4, 12, 0]]
+    bounds = boundary_tensors(starts, prefixes, place.device)
+    qkv = place.randn(1, 40, groups, shared + 2, head_dim)
+    grad = place.randn(1, 40, groups * shared * head_dim)
+    truth = outputs_and_gradients(lambda x: naive(repeated(x), starts, prefixes), [qkv], [grad], torch.float64)
+    plain = outputs_and_gradients(lambda x: varlen_attention(x, *bounds, backend="torch"), [qkv], [grad], place.dtype)
+    result = outputs_and_gradients(lambda x: varlen_attention(x, *bounds, backend="triton"), [qkv], [grad], place.dtype)
+    for name, *tensors in zip(("output", "gradient"), result, plain, truth):
+        assert_as_good(*tensors, name)
+
+
 @pytest.mark.parametrize(
     ("rows", "step", "more"),
     [
         (16, 16, {}),
         (32, 16, {"bulk": True}),
-        (16, 32, {"bulk": True, "heads_together": 2}),
-        (16, 32, {"heads_together": 3, "head_dim": 48, "stages": 2}),
+        (16, 32, {"bulk": True, "heads_together": 2, "heads": 3}),
         (16, 16, {"bulk": True, "head_dim": 48, "stages": 2}),
-        (16, 16, {"bulk": True, "head_dim": 40}),
     ],
 )
 def test_every_launch_gives_the_same(rows, step, more, place, poisoned, assert_as_good) -> None:
@@ -83,14 +102,14 @@ def test_every_launch_gives_the_same(rows, step, more, place, poisoned, assert_a
     from uniaudio.kernels.varlen_attention.forward import forward
     from uniaudio.kernels.varlen_attention.tiles import Launch, Plan
 
-    more = {"head_dim": 32, "stages": 2 if place.device == "cuda" else 1, **more}
-    head_dim, stages = more.pop("head_dim"), more.pop("stages")
+    more = {"heads": 1, "head_dim": 32, "stages": 2 if place.device == "cuda" else 1, **more}
+    heads, head_dim, stages = more.pop("heads"), more.pop("head_dim"), more.pop("stages")
     launch = Launch(rows, step, 1, stages, **more)
-    starts, prefixes = [[0, 5, 60, 93]], [[0, 33, 2, 93]]
-    qkv = place.randn(1, 93, 3, 3, head_dim)
-    grad = place.randn(1, 93, 3 * head_dim)
+    starts, prefixes = [[0, 5, 50, 63]], [[0, 23, 2, 63]]
+    qkv = place.randn(1, 63, heads, 3, head_dim)
+    grad = place.randn(1, 63, heads * head_dim)
     bounds = boundary_tensors(starts, prefixes, place.device)
-    spans = document_spans(*bounds, 93)
+    spans = document_spans(*bounds, 63)
     plan = Plan(launch, launch, launch)
     out, sums = forward(qkv, spans, launch)
     leaf, plain = qkv.double().requires_grad_(), qkv.clone().requires_grad_()
@@ -118,11 +137,18 @@ def test_head_parts(head_dim, parts) -> None:
     assert head_parts(head_dim) == parts
 
 
+@pytest.mark.parametrize(("head_dim", "fits"), [(128, True), (96, True), (40, False), (104, False)])
+def test_a_bulk_copy_never_reads_the_neighbours_columns(head_dim, fits) -> None:
+    from uniaudio.kernels.varlen_attention.tiles import Launch, bulk_fits
+
+    assert bulk_fits(Launch(64, 64, 4, 2, bulk=True), head_dim) is fits
+
+
 def test_unpipelined_walk_over_a_split_head_is_refused() -> None:
     from uniaudio.kernels.varlen_attention.tiles import Launch, sizes
 
     with pytest.raises(ValueError, match="stages of a split head"):
-        sizes(torch.zeros(1, 8, 1, 3, 96, dtype=torch.float16), Launch(64, 64, 4, 1))
+        sizes(torch.zeros(1, 8, 1, 3, 96, dtype=torch.float16), Launch(64, 64, 4, 1), heads=1)
 
 
 @pytest.mark.parametrize("case", ROWS)
@@ -186,3 +212,74 @@ GOOD = {"qkv_BTN3H": torch.zeros(1, 8, 2, 3, 16), "document_starts_BD": torch.te
 def test_bad_input_is_named(change, message) -> None:
     with pytest.raises(ValueError, match=message):
         varlen_attention(**{**GOOD, **change}, backend="torch")
+
+
+def test_offsets_of_documents_in_all_rows() -> None:
+    starts = torch.tensor([[0, 3, 8], [0, 8, 8]])
+    assert peers.offsets(starts, 8).tolist() == [0, 3, 8, 8, 16, 16, 16]
+
+
+def test_packed_attention_hands_on_each_document() -> None:
+    def attend(queries, keys, values, offsets, longest):
+        assert longest >= int(offsets.diff().max())
+        parts = []
+        for first, end in pairwise(offsets.tolist()):
+            query, key, value = (tensor[first:end].transpose(0, 1) for tensor in (queries, keys, values))
+            parts.append(
+                torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(0, 1)
+            )
+        return torch.cat(parts)
+
+    starts, _ = boundary_tensors([[0, 7, 20], [0, 20, 20]], None)
+    qkv = torch.randn(2, 20, 2, 4, 16, dtype=torch.float64)
+    out = peers.packed_attention(qkv, starts, attend)
+    torch.testing.assert_close(out, varlen_attention(qkv, starts, backend="torch"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("backend", "starts"), [("torch_varlen", [[0, 75, 150], [0, 10, 149]]), ("cudnn", [[0], [0]])])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_other_libraries_agree(backend, starts, shared, outputs_and_gradients, assert_as_good) -> None:
+    bounds, _ = boundary_tensors(starts, None, "cuda")
+    qkv = torch.randn(2, 150, 2, shared + 2, 64, device="cuda", dtype=torch.bfloat16)
+    grad = torch.randn(2, 150, 128 * shared, device="cuda", dtype=torch.bfloat16)
+    truth = outputs_and_gradients(lambda x: naive(repeated(x), starts, None), [qkv], [grad], torch.float64)
+    plain = outputs_and_gradients(lambda x: varlen_attention(x, bounds, backend="torch"), [qkv], [grad], torch.bfloat16)
+    result = outputs_and_gradients(lambda x: varlen_attention(x, bounds, backend=backend), [qkv], [grad], torch.bfloat16)
+    for name, *tensors in zip(("output", "gradient"), result, plain, truth):
+        assert_as_good(*tensors, name)
+
+
+HALF = torch.zeros(1, 8, 2, 3, 16, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", peers.PEERS)
+@pytest.mark.parametrize(
+    ("qkv", "prefixes", "message"),
+    [
+        (HALF, torch.tensor([[1, 0, 0]]), "bidirectional prefixes"),
+        (HALF.float(), None, "dtype of qkv_BTN3H with backend"),
+        (HALF, None, "needs CUDA tensors"),
+    ],
+)
+def test_what_another_library_cannot_do_is_named(backend, qkv, prefixes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        varlen_attention(qkv, GOOD["document_starts_BD"], prefixes, backend=backend)
+
+
+def test_cudnn_takes_one_document_a_row() -> None:
+    with pytest.raises(ValueError, match="documents a row with backend cudnn | seen: 3"):
+        peers.RUN["cudnn"](HALF, GOOD["document_starts_BD"])
+
+
+@pytest.mark.parametrize(("backend", "module"), [("torch_varlen", "torch.nn.attention.varlen"), ("flash_attn", "flash_attn")])
+def test_missing_library_is_named(backend, module, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f"backend {backend} .* allowed"):
+        peers.RUN[backend](HALF, GOOD["document_starts_BD"])
+
+
+def test_unknown_backend_names_all() -> None:
+    with pytest.raises(ValueError, match="unknown backend .* triton, torch_varlen, cudnn, flash_attn"):
+        varlen_attention(**GOOD, backend="fastest")

@@ -66,6 +66,11 @@ def test_a_bad_task_is_refused(tmp_path: Path, name: str, old: str, new: str, me
         load_task(str(path))
 
 
+def test_prefix_lm_with_a_librarys_attention_is_refused() -> None:
+    with pytest.raises(UserError, match="model.attention .*seen: flash_attn"):
+        load_config(RunConfig, "paper_1b", folder="runs", overrides=["model.prefix_lm=true", "model.attention=flash_attn"])
+
+
 def test_prefix_lm_with_loss_on_all_is_refused() -> None:
     with pytest.raises(UserError, match="data.loss_on all.*model.prefix_lm"):
         load_config(RunConfig, "released_1b", folder="runs", overrides=["model.prefix_lm=true"])

@@ -24,3 +24,33 @@ def test_both_backends_give_the_same_losses_and_gradients(form) -> None:
         torch.testing.assert_close(
             found["triton"][name], truth, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_a_librarys_attention_is_called_by_its_name() -> None:
+    batch = tiny_batch(9, documents=((4, 3),), frames=8)
+    model = MultiScaleTransformer(tiny_config(global_layers=1, local_layers=1, attention="torch_varlen"), VOCABULARY, num_tasks=2, seed=6)
+    with pytest.raises(ValueError, match="dtype of qkv_BTN3H with backend torch_varlen"):
+        model(batch.as_tuple())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_losses_of_100_steps_stay_together_with_and_without_the_kernels() -> None:
+    batches = [tiny_batch(number, documents=((4, 3),), frames=8).to("cuda") for number in range(4)]
+    losses = {}
+    for backend in ("torch", "triton"):
+        model = MultiScaleTransformer(
+            tiny_config(global_layers=2, local_layers=2, **PAPER_FORM), VOCABULARY, num_tasks=2, backend=backend, seed=6
+        ).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        history = []
+        for step in range(100):
+            sums, _ = model(batches[step % len(batches)].as_tuple())
+            loss = sums.sum() / 24
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            history.append(loss.item())
+        losses[backend] = torch.tensor(history)
+    assert losses["torch"][-4:].mean() < 0.8 * losses["torch"][:4].mean()
+    torch.testing.assert_close(losses["triton"], losses["torch"], rtol=1e-2, atol=0)
