@@ -30,11 +30,12 @@ logger = get_logger("checkpoint")
 
 @dataclass
 class HostFile:
-    """One file of this rank: what it will hold, and the host memory that the device copies into."""
+    """One file of this rank: what it will hold, and the host memory that the device copies into (`pinned`: its address at CUDA)."""
 
     name: str
     entries: list[Entry]
     tensors: dict[str, torch.Tensor]
+    pinned: int | None = None
 
 
 class CheckpointWriter:
@@ -95,8 +96,12 @@ class CheckpointWriter:
             raise self._error(fault)
 
     def close(self) -> None:
-        """Ends the thread, when nothing is on its way any more."""
+        """Ends the thread, when nothing is on its way any more, and gives the host memory back."""
         self._thread.shutdown()
+        for file in [file for part in self._files.result().values() for file in part]:
+            if file.pinned is not None:  # freed while CUDA has it registered, the same address could never be registered again
+                torch.cuda.cudart().cudaHostUnregister(file.pinned)
+                file.pinned = None
 
     def _error(self, fault: str) -> UserError:
         left = published(self.root)
@@ -219,15 +224,17 @@ def _host_file(name: str, entries: list[Entry], device: torch.device) -> HostFil
     """Memory for a file: one block, registered with CUDA so that the device copies into it by itself (pin_memory would round it up)."""
     sizes = [dtype.itemsize * torch.Size(shape).numel() for _, dtype, shape in entries]
     block = torch.empty(sum(sizes), dtype=torch.uint8)
+    pinned = None
     if device.type == "cuda" and block.numel():
         fault = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), 0)
+        pinned = None if int(fault) else block.data_ptr()
         if int(fault):
             logger.warning("host memory for checkpoints is not pinned (CUDA error %d): saving will stall the training longer", int(fault))
     tensors, start = {}, 0
     for (entry, dtype, shape), size in zip(entries, sizes):
         tensors[entry] = block[start : start + size].view(dtype).view(shape)
         start += size
-    return HostFile(name, entries, tensors)
+    return HostFile(name, entries, tensors, pinned)
 
 
 def _rng_states(engine: Engine) -> dict[str, torch.Tensor]:

@@ -190,6 +190,7 @@ class Engine:
             "data_types": {"grad_accum_dtype": "fp32"},
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             "steps_per_print": 2**31 - 1,
+            "timers": {"throughput": {"enabled": False}},  # it makes the host wait for the device twice a step
         }
 
     # ---- a step ----

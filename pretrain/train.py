@@ -65,9 +65,12 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def set_threads(run: RunConfig) -> None:
-    """CPU threads of this process: as configured, else the host's cores shared among its processes."""
-    cores = len(os.sched_getaffinity(0))
+def set_threads(run: RunConfig, device: torch.device) -> None:
+    """CPU threads of torch's operations: as configured, else the host's cores shared among its processes.
+
+    Beside a GPU one, since what is left for the CPU is small, and many threads that wait for each other hold up the launches.
+    """
+    cores = 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
     torch.set_num_threads(run.train.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -124,7 +127,7 @@ def train(run: RunConfig) -> int:
     """Trains as one rank of the layout (RANK and its like set); returns the exit code: 0 done, 75 stopped by a signal and saved."""
     launch.join(run.parallel)
     device = choose_device(run.train.device)
-    set_threads(run)
+    set_threads(run, device)
     torch.manual_seed(run.train.seed)
     layout = layouts.initialize(run.parallel, device)
     vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)

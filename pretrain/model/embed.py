@@ -14,7 +14,7 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.layers import Linear, Table
 from uniaudio.pretrain.model.state import State
 from uniaudio.pretrain.parallel.sequence import cut
-from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, lookup, vocabulary_embedding
 
 
 class Embed(nn.Module):
@@ -50,7 +50,8 @@ class Embed(nn.Module):
         inside_BS &= position_BS > 0
         first_B = torch.arange(rows, device=place_BS.device).unsqueeze(1) * frames
         index_BS = torch.where(inside_BS, first_B + place_BS, rows * frames)
-        vectors = self.text(batch.text_states_BSC.to(frames_XD.dtype)) + self.position(position_BS)
+        position_BSD = lookup(position_BS, self.position.weight, backend=self.backend)
+        vectors = self.text(batch.text_states_BSC.to(frames_XD.dtype)) + position_BSD
         return F.pad(frames_XD, (0, 0, 0, 1)).index_copy(0, index_BS.flatten(), vectors.flatten(0, 1))[:-1]
 
     def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

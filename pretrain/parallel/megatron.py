@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
 
 from uniaudio.pretrain.parallel.sequence import gathered_linear, scattered_linear, summed
-from uniaudio.pretrain.parallel.tensor import Backend, FrameMode, TensorParallel
+from uniaudio.pretrain.parallel.tensor import Backend, FrameMode, TensorParallel, lookup
 
 LOSS_CHUNK = 8192  # codes whose logits exist at once
 
@@ -91,10 +91,10 @@ class VocabularyEmbedding(VocabParallelEmbedding):
     ) -> torch.Tensor:
         """As in one process, (X, D). Megatron's own forward would send every code's vector; a frame's are joined before the all-reduce."""
         own = (codes_XQ >= self.vocab_start_index) & (codes_XQ < self.vocab_end_index)
-        vectors = nn.functional.embedding(torch.where(own, codes_XQ - self.vocab_start_index, 0), self.weight) * own.unsqueeze(-1)
+        vectors = lookup(torch.where(own, codes_XQ - self.vocab_start_index, 0), self.weight, backend=backend) * own.unsqueeze(-1)
         frames = vectors.sum(dim=1) if mode == "sum" else vectors.flatten(1)
         whole = reduce_from_tensor_model_parallel_region(frames, group=self.tp_group)
-        return whole + nn.functional.embedding(positions_X, position_table_PD)
+        return whole + lookup(positions_X, position_table_PD, backend=backend)
 
 
 def _chunk_losses(hidden_XD: torch.Tensor, weight_VD: torch.Tensor, targets_X: torch.Tensor, num_valid_here: int) -> torch.Tensor:

@@ -111,6 +111,11 @@ class RowLinear(nn.Module):
         return product if self.adapter is None else product + self.adapter(x)
 
 
+def lookup(rows: torch.Tensor, table_RD: torch.Tensor, *, backend: Backend) -> torch.Tensor:
+    """Rows of a table, int (...) -> (..., D). The gradient of torch's own embedding makes the host wait: it counts different rows there."""
+    return frame_embedding(rows.reshape(-1, 1), table_RD, mode="sum", backend=backend).unflatten(0, rows.shape)
+
+
 class VocabularyEmbedding(nn.Module):
     """A table over the padded vocabulary on one process; weight (rows, width)."""
 

@@ -30,6 +30,13 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(name: str, tmp_path: Pa
         assert rank["after"] == pytest.approx(rank["before"], rel=0.1), "and the training goes on"
 
 
+@pytest.mark.parametrize("name", ["one", "bf16, ZeRO 1"])
+def test_the_host_does_not_wait_for_the_device_inside_a_step(name: str, tmp_path: Path) -> None:
+    run = tiny_run.tiny_run(tmp_path, **LAYOUTS[name])
+    for found in run_ranks(run.parallel.world_size, tmp_path / "results", tiny_run.waits, config=run.model_dump(mode="json")):
+        assert not found, "\n".join(found)
+
+
 CONFIG = """
 model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 1, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
 data: {shards: FOLDER/shards, tasks: [tts], frames_per_row: 128, rows_per_micro_batch: 1, prompt_seconds: 0.3}

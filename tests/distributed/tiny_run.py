@@ -138,6 +138,29 @@ def poisoned(*, config: dict[str, Any]) -> dict[str, Any]:
     return {"same": same, "norm": float(bad.gradient_norm), "after": step_once(run, engine, 4)["loss"], "before": good[-1]["loss"]}
 
 
+def waits(*, config: dict[str, Any]) -> list[str]:
+    """Where the fifth step would make the host wait for a GPU: tensors read as numbers, and whole-device waits."""
+    import traceback
+
+    from deepspeed.accelerator import get_accelerator
+
+    run = RunConfig.model_validate(config)
+    engine = make_engine(run)
+    for step in range(1, 5):  # DeepSpeed's timers begin late
+        step_once(run, engine, step)
+    batches, found = rank_batches(run, engine.layout, 5), []
+
+    def note(*_: object, **__: object) -> float:
+        found.append("".join(traceback.format_stack(limit=4)[:-1]))
+        return 1.0
+
+    original = torch.Tensor.item, torch.Tensor.tolist
+    torch.Tensor.item = torch.Tensor.tolist = get_accelerator().synchronize = note  # type: ignore[method-assign,assignment]
+    engine.train_step(batches, learning_rate=1e-3)
+    torch.Tensor.item, torch.Tensor.tolist = original  # type: ignore[method-assign]
+    return found
+
+
 def changed(*, config: dict[str, Any], steps: int) -> dict[str, list[str]]:
     """Some steps from train.init_from: the parameters that are not bit for bit what they were, and those that AdamW has a state of."""
     run = RunConfig.model_validate(config)

@@ -51,6 +51,24 @@ def test_codes_are_counted_by_task_and_level_where_the_loss_counts_them() -> Non
     assert histogram[0, 0, 4] == 2 and histogram[0, 1, 2] == 2
 
 
+def test_counting_a_real_step_equals_counting_code_by_code() -> None:
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.tensor([[0, 3, 7, 12, 12], [0, 12, 12, 12, 12], [0, 1, 2, 5, 9]], dtype=torch.int32)
+    tasks = torch.tensor([[2, 0, -1, -1, -1], [1, -1, -1, -1, -1], [0, 2, 2, 1, -1]], dtype=torch.int32)
+    codes = torch.randint(0, 8, (3, 12, 2), generator=generator)
+    mask = torch.randint(0, 2, (3, 12, 2), generator=generator).to(torch.int8)
+    expected = torch.zeros(3, 2, 8, dtype=torch.int64)
+    for row in range(3):
+        for frame in range(12):
+            task = tasks[row, int((starts[row] <= frame).sum()) - 1]
+            if task < 0:
+                mask[row, frame] = 0  # padding is no target
+            for level in range(2):
+                expected[task, level, codes[row, frame, level]] += int(mask[row, frame, level])
+    unused = torch.zeros(3, 1)
+    assert torch.equal(count_codes([Batch(codes, mask, starts, starts * 0, unused, unused, unused, tasks)], 3, 8), expected)
+
+
 def test_unigram_is_the_entropy_of_the_codes() -> None:
     metrics = unigram_metrics(count_codes([batch()], 3, 8), TASKS)
     third = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
