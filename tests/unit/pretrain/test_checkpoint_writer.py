@@ -15,12 +15,12 @@ class Cudart:
     def __init__(self) -> None:
         self.registered: set[int] = set()
 
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         fault = 712 if address in self.registered else 0
         self.registered.add(address)
         return fault
 
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+    def cudaHostUnregister(self, address: int) -> int:
         self.registered.remove(address)
         return 0
 
