@@ -101,10 +101,14 @@ def train(config: str, overrides: tuple[str, ...], device: str, stop_after: floa
 def encode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
     """Encode a recording, or every recording below a folder, to OUT/STEM.npy: (frames, levels) uint16."""
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
-    for path, target in files.pairs(source, out, files.AUDIO_SUFFIXES, ".npy"):
+
+    def one(path: Path, target: Path) -> str:
         codes = model.encode(torch.from_numpy(files.read_audio(path))[None], num_codebooks=levels)[0]
         files.write_codes(target, codes.cpu().numpy().astype(np.uint16))
-        click.echo(f"{target}: {codes.shape[0]} frames x {codes.shape[1]} levels")
+        return f"{target}: {codes.shape[0]} frames x {codes.shape[1]} levels"
+
+    for line in files.each(files.pairs(source, out, files.AUDIO_SUFFIXES, ".npy"), one):
+        click.echo(line)
 
 
 @codec.command()
@@ -117,11 +121,15 @@ def encode(source: Path, out: Path, weights: Path | None, device: str, levels: i
 def decode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
     """Decode a .npy of codes, or every one below a folder, to OUT/STEM.wav at 16 kHz."""
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
-    for path, target in files.pairs(source, out, (".npy",), ".wav"):
+
+    def one(path: Path, target: Path) -> str:
         codes = torch.from_numpy(files.read_codes(path).astype(np.int64))[None, :, :levels]
         samples = model.decode(codes)[0].cpu().numpy()
         save_wav(target, samples)
-        click.echo(f"{target}: {len(samples) / model.config.sample_rate:.2f} s")
+        return f"{target}: {len(samples) / model.config.sample_rate:.2f} s"
+
+    for line in files.each(files.pairs(source, out, (".npy",), ".wav"), one):
+        click.echo(line)
 
 
 @codec.command()

@@ -1,14 +1,16 @@
 """Files of the codec's command line: recordings in, codes as .npy in between, recordings out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from uniaudio.atomic import publish_file
 from uniaudio.errors import UserError
+from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.audio import BadAudio, load_audio
 
+log = get_logger(__name__)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".g722")
 
 
@@ -32,6 +34,26 @@ def pairs(source: Path, out: Path, suffixes: tuple[str, ...], target_suffix: str
         targets[target] = path
     for target, path in targets.items():
         yield path, target
+
+
+def each(found: Iterable[tuple[Path, Path]], work: Callable[[Path, Path], str]) -> Iterator[str]:
+    """What `work(file, target)` says of each file. Of several files a bad one is passed over, and told of at the end.
+
+    Raises:
+        UserError: the one file cannot be used, or, when all others are done, some of several could not.
+    """
+    listed = list(found)
+    bad: list[str] = []
+    for path, target in listed:
+        try:
+            yield work(path, target)
+        except UserError as error:
+            if len(listed) == 1:
+                raise
+            log.error("%s", error)
+            bad.append(str(path))
+    if bad:
+        raise UserError(f"{len(bad)} of {len(listed)} files could not be used; the others are written", seen=", ".join(bad[:5]))
 
 
 def read_audio(path: Path) -> np.ndarray:

@@ -61,6 +61,19 @@ def test_faults_are_user_errors(tmp_path, weights):
         run("pack", tmp_path / "m.jsonl", "--out", tmp_path / "o", "--source-minutes", "music")
 
 
+def test_a_bad_file_of_a_folder_does_not_stop_the_others(tmp_path, weights):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(b"x")
+    save_wav(tmp_path / "in" / "b.wav", wave(0))
+    with pytest.raises(UserError, match=r"1 of 2 files could not be used; the others are written.*a\.wav"):
+        run("encode", tmp_path / "in", "--out", tmp_path / "codes", "--weights", weights)
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["b.npy"]
+    (tmp_path / "codes" / "a.npy").write_bytes(b"not an array")
+    with pytest.raises(UserError, match=r"1 of 2 files.*a\.npy"):
+        run("decode", tmp_path / "codes", "--out", tmp_path / "wav", "--weights", weights)
+    assert [path.name for path in (tmp_path / "wav").iterdir()] == ["b.wav"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_cuda_is_named(tmp_path, weights):
     with pytest.raises(UserError, match="no CUDA device"):
