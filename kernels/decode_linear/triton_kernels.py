@@ -29,12 +29,16 @@ class Launch:
 def default_launch(rows: int, outputs: int, inputs: int, processors: int, dtype: torch.dtype = torch.bfloat16) -> Launch:
     """Enough programs to occupy every multiprocessor, and enough bytes in flight in each: outputs x depth x 2 bytes x (stages - 1).
 
-    A step of float32 is 64 inputs at most: what is added one by one is then 64 products, and the steps' sums.
+    Up to 16 rows of many outputs: the fastest of a search on an H200 (1536 -> 4608: 11.3 us where the rule for the others takes 20.9;
+    `kernels/benchmarks/tune_decode.py`). A step of float32 is 64 inputs at most: what is added one by one is then 64 products, and the
+    steps' sums.
     """
     few = 16 if rows > 16 else 8
     width = next((width for width in (64, 32, 16) if outputs // width >= processors), few)
     deepest = 64 if dtype == torch.float32 else 256 if rows <= 16 else 128
     depth = min(deepest, max(16, triton.next_power_of_2(inputs)))
+    if rows <= 16 and dtype != torch.float32 and outputs >= 32 * processors:
+        return Launch(64, depth, 3, 2)
     return Launch(max(few, width), depth, 4, 4)
 
 
