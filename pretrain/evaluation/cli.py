@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import find
 from uniaudio.pretrain.evaluation import report
 from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan
-from uniaudio.pretrain.evaluation.scores import measures_of
+from uniaudio.pretrain.evaluation.scores import Models, measures_of
 from uniaudio.pretrain.generate.api import DTYPES
 from uniaudio.store import StoredRun
 from uniaudio.tokenize_farm.tokenizers.resources import pick_device
@@ -26,6 +26,8 @@ from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 @click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Rows of held-out frames for the likelihood.")
 @click.option("--measures", help="Of the tasks' measures these alone, with commas between; none: generate alone.")
 @click.option("--generated", type=click.Path(path_type=Path, exists=True), help="Measure codes of an evaluation before (its OUT/codes).")
+@click.option("--classifier", type=click.Path(path_type=Path), help="Your classifier of sounds (transformers' form), for kl.")
+@click.option("--clap", type=click.Path(path_type=Path), help="Your CLAP (transformers' form), for text_sim.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table, the JSON and the wavs. [default: RUN/evaluation]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -39,6 +41,8 @@ def evaluate(
     rows: int,
     measures: str | None,
     generated: Path | None,
+    classifier: Path | None,
+    clap: Path | None,
     out: Path | None,
     seed: int,
     device: str,
@@ -56,11 +60,12 @@ def evaluate(
     place = pick_device(device)
     folder = find(run)
     chosen = () if measures == "none" else tuple(measures.split(",")) if measures else None
-    evaluator = Evaluator.load(folder, shards=shards, device=place, dtype=DTYPES[precision])
+    models = Models(classifier, clap)
+    measures_of("", chosen, models)  # what cannot be measured is told before any work
+    evaluator = Evaluator.load(folder, shards=shards, device=place, dtype=DTYPES[precision], models=models)
     wanted = tuple(tasks.split(",")) if tasks else evaluator.run.data.tasks
     if strange := [name for name in wanted if name not in evaluator.run.data.tasks]:
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
-    measures_of(wanted[0], chosen)  # an unknown measure is told before any work
     plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None, generated=generated)
     results = []
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -21,7 +21,7 @@ from uniaudio.pretrain.checkpoint import load_model, read_tokenizers
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.evaluation.held_out import HeldOut, HeldOutTask
 from uniaudio.pretrain.evaluation.likelihood import Likelihood, likelihood
-from uniaudio.pretrain.evaluation.scores import OF_RESYNTHESIS, Heard, Judge, measures_of
+from uniaudio.pretrain.evaluation.scores import NO_MODELS, OF_RESYNTHESIS, Heard, Judge, Models, measures_of
 from uniaudio.pretrain.evaluation.statistics import Interval
 from uniaudio.pretrain.generate.inputs import make_tokenizers
 from uniaudio.pretrain.generate.request import FRAME_RATE, Request
@@ -64,20 +64,27 @@ class Evaluator:
     """A loaded model; `evaluate` gives the results task by task."""
 
     def __init__(
-        self, model: MultiScaleTransformer, run: RunConfig, vocabulary: Vocabulary, tokenizers: Mapping[str, Mapping[str, Any]]
+        self,
+        model: MultiScaleTransformer,
+        run: RunConfig,
+        vocabulary: Vocabulary,
+        tokenizers: Mapping[str, Mapping[str, Any]],
+        models: Models = NO_MODELS,
     ) -> None:
         """tokenizers: view -> name, options, version, as a checkpoint keeps them."""
         self.model, self.run, self.vocabulary, self._recorded = model, run, vocabulary, tokenizers
-        self._judge = Judge()
+        self._models, self._judge = models, Judge(models)
         self._slots: Slots | None = None
 
     @classmethod
-    def load(cls, checkpoint: Path, *, shards: str | None, device: torch.device, dtype: torch.dtype) -> "Evaluator":
+    def load(
+        cls, checkpoint: Path, *, shards: str | None, device: torch.device, dtype: torch.dtype, models: Models = NO_MODELS
+    ) -> "Evaluator":
         """shards: held-out shards of another folder than the run's. Raises UserError where the checkpoint cannot be used."""
         model, run, vocabulary = load_model(checkpoint, device, dtype)
         if shards is not None:
             run = run.model_copy(update={"data": run.data.model_copy(update={"shards": shards})})
-        return cls(model, run, vocabulary, read_tokenizers(checkpoint))
+        return cls(model, run, vocabulary, read_tokenizers(checkpoint), models)
 
     def evaluate(self, plan: Plan, told: Callable[[str], None] = lambda what: None) -> Iterable[TaskResult]:
         """One result a task. `told` hears what is being done.
@@ -127,7 +134,7 @@ class Evaluator:
         self, held_out: HeldOutTask, documents: Sequence[HeldOut], made: list[np.ndarray], plan: Plan, told: Callable[[str], None]
     ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, np.ndarray]]]:
         name = held_out.task.name
-        measures = measures_of(name, plan.measures)
+        measures = measures_of(name, plan.measures, self._models)
         codec = make_tokenizers(self._recorded, held_out.task)["audio"]
         given = next((part.key for part in held_out.task.conditions if part.modality == "audio" and part.draw == "own"), None)
         codes = {
@@ -146,7 +153,7 @@ class Evaluator:
         ]
         heard = {
             row: [
-                Heard(made, reference, prompt, document.meta.get("text"), document.meta.get("language"))
+                Heard(made, reference, prompt, *(document.meta.get(key) for key in ("text", "language", "caption")))
                 for made, reference, prompt, document in zip(clips, decoded["resynthesis"], prompts, documents)
             ]
             for row, clips in decoded.items()

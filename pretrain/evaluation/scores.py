@@ -1,19 +1,21 @@
 """Which measures each task is judged by, and how they are taken on clips.
 
-The paper's measures (its tables 2 and 3) as far as models for them can be had offline: no human opinion, no KL (a classifier of sounds is
-not to be had). Everything is compared with the clip as its own codes give it back, so the codec's losses count against nobody; what the
-codec costs shows in the row of the resynthesis, where intelligibility and quality alone are measured.
+The paper's measures (its tables 2 and 3) but for human opinion. Models for two of them cannot be had offline and are the user's (`Models`):
+a classifier of sounds for KL, CLAP for the likeness of text and sound. Everything is compared with the clip as its own codes give it back,
+so the codec's losses count against nobody; what the codec costs shows in the row of the resynthesis, where intelligibility and quality
+alone are measured.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.pretrain.evaluation.statistics import NOTHING, Interval, weighted_mean
-from uniaudio.tokenize_farm.measures import prosody, sets, signal, speaker, speech
+from uniaudio.tokenize_farm.measures import prosody, sets, signal, speaker, speech, tagging
 from uniaudio.tokenize_farm.measures.recognition import Recogniser, character_errors, word_errors
 
 
@@ -26,12 +28,28 @@ class Heard:
     prompt: np.ndarray | None = None
     text: str | None = None
     language: str | None = None
+    caption: str | None = None
 
 
+@dataclass(frozen=True)
+class Models:
+    """Folders of models that the user has (`measures.tagging`)."""
+
+    classifier: Path | None = None
+    clap: Path | None = None
+
+    def lack(self, measure: str) -> str | None:
+        """The option that the measure needs and that was not given."""
+        given = {"kl": ("--classifier", self.classifier), "text_sim": ("--clap", self.clap)}
+        option, folder = given.get(measure, ("", Path()))
+        return option if folder is None else None
+
+
+NO_MODELS = Models()
 Values = tuple[float, float]  # what is summed, and its weight
 SPEECH = ("cer", "wer", "sim", "dnsmos", "mcd", "f0_corr")
 REPAIR = ("pesq", "stoi", "si_sdr", "dnsmos", "cer", "wer")
-SOUND = ("frechet",)
+SOUND = ("frechet", "kl", "text_sim")
 MEASURES: dict[str, tuple[str, ...]] = {
     "tts": SPEECH,
     "plain_tts": SPEECH,
@@ -44,26 +62,31 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "tse": (*REPAIR, "sim"),
     "sound": SOUND,
     "music": SOUND,
-    "a_edit": (*SOUND, "mcd"),
+    "a_edit": ("frechet", "kl", "mcd"),
 }
 ALL = tuple(dict.fromkeys(name for names in (*MEASURES.values(), SPEECH) for name in names))
-BETTER = dict.fromkeys(ALL, "higher") | {"cer": "lower", "wer": "lower", "mcd": "lower", "frechet": "lower"}
-OF_RESYNTHESIS = ("cer", "wer", "sim", "dnsmos")  # against itself the others say nothing
+BETTER = dict.fromkeys(ALL, "higher") | {"cer": "lower", "wer": "lower", "mcd": "lower", "frechet": "lower", "kl": "lower"}
+OF_RESYNTHESIS = ("cer", "wer", "sim", "dnsmos", "text_sim")  # against itself the others say nothing
 
 
-def measures_of(task: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
-    """The measures of a task, or those chosen that it has. UserError for an unknown one."""
+def measures_of(task: str, chosen: Sequence[str] | None, models: Models = NO_MODELS) -> tuple[str, ...]:
+    """The measures of a task that its models are there for, or those chosen that it has. UserError for an unknown one, or one without its
+    model."""
     if unknown := sorted(set(chosen or ()) - set(ALL)):
         raise UserError("--measures: unknown", seen=", ".join(unknown), allowed=", ".join(ALL))
-    own = MEASURES.get(task, ("mcd",))
-    return own if chosen is None else tuple(name for name in own if name in chosen)
+    if lacking := next((name for name in chosen or () if models.lack(name)), None):
+        raise UserError(f"--measures: {lacking} needs a model of yours", seen="none", remedy=f"{models.lack(lacking)} FOLDER")
+    own = [name for name in MEASURES.get(task, ("mcd",)) if not models.lack(name)]
+    return tuple(own if chosen is None else (name for name in own if name in chosen))
 
 
 class Judge:
     """Takes measures; keeps the recogniser, which is loaded at the first use."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Models = NO_MODELS) -> None:
         self._recogniser: Recogniser | None = None
+        self._classifier = tagging.Classifier(models.classifier) if models.classifier else None
+        self._clap = tagging.TextAudio(models.clap) if models.clap else None
         self._one: dict[str, Callable[[Heard], Values]] = {
             "cer": lambda clip: self._errors(clip, character_errors),
             "wer": lambda clip: self._errors(clip, word_errors),
@@ -72,6 +95,8 @@ class Judge:
             "pesq": lambda clip: (_aligned(speech.pesq_wb, clip), 1),
             "stoi": lambda clip: (_aligned(speech.stoi, clip), 1),
             "si_sdr": lambda clip: (_aligned(signal.si_sdr, clip), 1),
+            "kl": self._divergence,
+            "text_sim": self._likeness,
             "mcd": lambda clip: (prosody.mel_cepstral_distortion(clip.reference, clip.made), 1),
             "f0_corr": lambda clip: (prosody.f0_correlation(clip.reference, clip.made), 1),
         }
@@ -94,6 +119,14 @@ class Judge:
             return NOTHING
         made, reference = ([sets.embeddings(samples) for samples in side] for side in zip(*((clip.made, clip.reference) for clip in clips)))
         return Interval(sets.frechet_distance(made, reference), math.nan, math.nan, len(clips))
+
+    def _divergence(self, clip: Heard) -> Values:
+        assert self._classifier is not None
+        return self._classifier.divergence(clip.reference, clip.made), 1
+
+    def _likeness(self, clip: Heard) -> Values:
+        assert self._clap is not None
+        return (self._clap.similarity(clip.caption, clip.made) if clip.caption else math.nan), 1
 
     def _errors(self, clip: Heard, count: Callable[[str, str], tuple[int, int]]) -> Values:
         if not clip.text:

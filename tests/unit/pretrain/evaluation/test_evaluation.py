@@ -20,7 +20,7 @@ from uniaudio.pretrain.evaluation import cli, evaluate, report, scores
 from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan, unigram_codes
 from uniaudio.pretrain.evaluation.held_out import HeldOutTask
 from uniaudio.pretrain.evaluation.likelihood import likelihood
-from uniaudio.pretrain.evaluation.scores import Heard, Judge, measures_of
+from uniaudio.pretrain.evaluation.scores import Heard, Judge, Models, measures_of
 from uniaudio.pretrain.evaluation.statistics import weighted_mean
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.tokenize_farm.shard_reader import ShardReader
@@ -153,6 +153,19 @@ def test_measures_are_those_of_the_task_and_unknown_ones_are_named() -> None:
     assert measures_of("tts", ["pesq", "cer"]) == ("cer",) and "frechet" in measures_of("music", None)
     with pytest.raises(UserError, match=r"--measures: unknown \| seen: beauty \| allowed: cer, wer"):
         measures_of("tts", ["beauty"])
+
+
+def test_measures_by_models_of_the_user_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measures_of("sound", None) == ("frechet",)
+    models = Models(classifier=Path("a"), clap=Path("b"))
+    assert measures_of("sound", None, models) == ("frechet", "kl", "text_sim") and measures_of("a_edit", ["kl"], models) == ("kl",)
+    with pytest.raises(UserError, match=r"--measures: kl needs a model of yours \| seen: none \| remedy: --classifier FOLDER"):
+        measures_of("sound", ["kl"])
+    monkeypatch.setattr(scores.tagging.Classifier, "divergence", lambda self, reference, made: float(len(reference) - len(made)))
+    monkeypatch.setattr(scores.tagging.TextAudio, "similarity", lambda self, text, made: float(len(text)))
+    clips = [Heard(np.zeros(3), np.zeros(5), caption="rain"), Heard(np.zeros(4), np.zeros(5))]
+    found = Judge(models).judge(["kl", "text_sim"], clips)
+    assert found["kl"].mean == 1.5 and found["text_sim"].mean == 4 and found["text_sim"].count == 1
 
 
 def test_a_run_whose_shards_hold_nothing_held_out_is_one_line(
