@@ -19,12 +19,13 @@ from uniaudio.kernels.device import streaming_multiprocessors
 
 @dataclass(frozen=True)
 class Launch:
-    """Features and rows a tile, warps, and for the gradient of the bias programs a multiprocessor."""
+    """Features and rows a tile, warps, and for the gradient of the bias programs a multiprocessor and tiles in flight of each."""
 
     features: int
     rows: int
     warps: int
     programs_an_sm: int = 1
+    stages: int = 1
 
 
 # Measured best on an H100 (kernels/README.md).
@@ -77,7 +78,7 @@ def _gelu_forward(x, bias, out, count, features, EXACT: tl.constexpr, FEATURES: 
 @triton.jit
 def _gelu_backward(
     x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program,
-    EXACT: tl.constexpr, FEATURES: tl.constexpr, ROWS: tl.constexpr,
+    EXACT: tl.constexpr, FEATURES: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(features, FEATURES)
     program = tl.program_id(0).to(tl.int64)
@@ -86,7 +87,7 @@ def _gelu_backward(
     shift = tl.load(bias + col, mask=col < features, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((ROWS, FEATURES), tl.float32)
     end = tl.minimum((part + 1) * rows_a_program, count)
-    for first in range(part * rows_a_program, end, ROWS):
+    for first in tl.range(part * rows_a_program, end, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & (col < features)[None, :]
         offsets = row[:, None] * features + col[None, :]
@@ -154,8 +155,9 @@ def gelu_backward(
     grad_x = torch.empty_like(x)
     bias_parts = torch.empty(parts, features, dtype=torch.float32, device=x.device)
     _gelu_backward[(parts * blocks,)](
-        x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program, exact, launch.features, launch.rows, num_warps=launch.warps
-    )
+        x, bias, grad_out, grad_x, bias_parts, count, features, rows_a_program, exact, launch.features, launch.rows, launch.stages,
+        num_warps=launch.warps,
+    )  # fmt: skip
     return grad_x, column_sum(bias_parts, bias.dtype)
 
 

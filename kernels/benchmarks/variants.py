@@ -16,35 +16,17 @@ from pathlib import Path
 import torch
 
 from uniaudio.kernels.benchmarks import packed
-from uniaudio.kernels.benchmarks.measure import copy_bandwidth, lognormal_documents, milliseconds, random, say
-from uniaudio.kernels.norm import reference as norm_reference
-from uniaudio.kernels.norm import triton_kernels as norm
+from uniaudio.kernels.benchmarks.case import Case, Results, label
+from uniaudio.kernels.benchmarks.measure import copy_bandwidth, lognormal_documents, milliseconds, say
+from uniaudio.kernels.benchmarks.memory_cases import MEMORY_CASES
 from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
 from uniaudio.kernels.varlen_attention.tiles import Launch, default_plan
 
-Results = dict[str, torch.Tensor]
 NAMES = ("query", "key", "value")
 FRAMES = 8192
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is computed, by whom: `forms` are tried beside `peer`; results that the truth names are compared.
-
-    `peer` makes its call ready; `kept` are results that the forms write again and again: they are poisoned before each check. `flops` and
-    `bytes` of one call say how far a time is from the card's limits.
-    """
-
-    forms: dict[str, Callable[[], Results]]
-    peer_name: str
-    peer: Callable[[], Callable[[], Results]]
-    truth: Callable[[], Results]
-    flops: float
-    bytes: float
-    kept: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,12 +79,6 @@ PACKED = {
     "queries": [Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 32, 4, 2, bulk=True)],
     "keys": [Launch(64, 64, 4, 2), Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 64, 8, 2, bulk=True)],
 }
-NORM = [norm.Launch(*form) for form in ((2, 8, 1, 4), (1, 4, 2, 4), (1, 4, 3, 3), (1, 8, 2, 4), (2, 8, 2, 2), (2, 16, 1, 4), (4, 16, 1, 2))]
-
-
-def _label(launch: object) -> str:
-    """The launch's values, without those that are not set."""
-    return " ".join(f"{key}={value}" for key, value in asdict(launch).items() if value not in (False, None, 0))  # type: ignore[call-overload]
 
 
 def _attention(layout: str, part: str) -> Case:
@@ -145,7 +121,7 @@ def _attention(layout: str, part: str) -> Case:
         return {name: torch.cat([one[name] for one in each], dim=2) for name in names}
 
     forms: dict[str, Callable[[], Results]] = {
-        _label(launch): partial(run, launch) for launch in (SINGLE if layout == "single" else PACKED)[part]
+        label(launch): partial(run, launch) for launch in (SINGLE if layout == "single" else PACKED)[part]
     }
     peer = packed.cudnn if layout == "single" else packed.torch_varlen(documents, FRAMES)
     products = {"forward": 2, "queries": 3, "keys": 4}[part]
@@ -155,29 +131,10 @@ def _attention(layout: str, part: str) -> Case:
     )  # fmt: skip
 
 
-def _norm_backward(rows: int, width: int) -> Case:
-    """Gradient of add_layer_norm whose sum is used too."""
-    x, grad, grad_total, weight, bias = random(rows, width), random(rows, width), random(rows, width), random(width), random(width)
-    _, _, means, scales = norm.forward(x, None, weight, bias, 1e-5)
-
-    def differentiated(dtype: torch.dtype) -> Callable[[], Results]:
-        leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
-        values, scale, shift = leaves
-        results = norm_reference.layer_norm(values, scale, shift, 1e-5), values * 1.0
-        upstream = [grad.to(dtype), grad_total.to(dtype)]
-        return lambda: dict(zip(("x", "weight", "bias"), torch.autograd.grad(results, leaves, upstream, retain_graph=True)))
-
-    def run(launch: norm.Launch) -> Results:
-        return dict(zip(("x", "weight", "bias"), norm.backward(x, weight, means, scales, grad, grad_total, launch)))
-
-    forms: dict[str, Callable[[], Results]] = {_label(launch): partial(run, launch) for launch in NORM}
-    return Case(forms, "torch", lambda: differentiated(torch.bfloat16), lambda: differentiated(torch.float32)(), 0.0, 8.0 * x.numel())
-
-
 CASES: dict[str, Callable[[], Case]] = {
     **{f"single {part}": partial(_attention, "single", part) for part in SINGLE},
     **{f"{layout} {part}": partial(_attention, layout, part) for layout in ("12x128", "16x96") for part in PACKED},
-    "norm backward": partial(_norm_backward, 24_576, 1536),
+    **MEMORY_CASES,
 }
 
 
@@ -209,25 +166,25 @@ def compare(name: str, faults: dict[str, str | None], bandwidth: float) -> list[
     truth, peer = chosen.truth(), chosen.peer()
     allowed = 2 * worst_error(peer(), truth)
     peer_ms, outcomes = 0.0, []
-    for label, run in {chosen.peer_name: peer, **chosen.forms}.items():
-        if faults.get(label):
-            say(f"{name:16s} {label:52s} does not run: {faults[label]}")
+    for form, run in {chosen.peer_name: peer, **chosen.forms}.items():
+        if faults.get(form):
+            say(f"{name:18s} {form:52s} does not run: {faults[form]}")
             continue
         for tensor in chosen.kept:
             tensor.fill_(float("nan"))
         error = worst_error(run(), truth)
         if error > allowed:
-            say(f"{name:16s} {label:52s} WRONG: error {error:.2e}, allowed {allowed:.2e}")
+            say(f"{name:18s} {form:52s} WRONG: error {error:.2e}, allowed {allowed:.2e}")
             continue
         low, middle, high = milliseconds(run, repeat_ms=25)
         peer_ms = peer_ms or middle
         outcome = Outcome(
-            name, label, round(low, 4), round(middle, 4), round(high, 4), round(chosen.flops / middle / 1e9, 1),
+            name, form, round(low, 4), round(middle, 4), round(high, 4), round(chosen.flops / middle / 1e9, 1),
             round(chosen.bytes / (middle * 1e-3) / bandwidth, 3), round(peer_ms / middle, 3), error, allowed,
         )  # fmt: skip
         outcomes.append(outcome)
         rates = f"{outcome.tflops:6.1f} TFLOP/s {outcome.of_copy:5.2f} of copy {outcome.over_peer:5.2f} x the peer"
-        say(f"{name:16s} {label:52s} {middle:7.4f} ms {rates}  error {error:.1e}")
+        say(f"{name:18s} {form:52s} {middle:7.4f} ms {rates}  error {error:.1e}")
     return outcomes
 
 

@@ -1,0 +1,156 @@
+"""Cases of `variants` whose time is bytes: norm, activation, embedding, at the sizes of a step of 8 k frames of the 1 B model."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from uniaudio.kernels.activation import reference as activation_reference
+from uniaudio.kernels.activation import triton_kernels as activation
+from uniaudio.kernels.benchmarks.case import Case, Results, label
+from uniaudio.kernels.benchmarks.measure import random
+from uniaudio.kernels.embedding import reference as embedding_reference
+from uniaudio.kernels.embedding import triton_kernels as embedding
+from uniaudio.kernels.norm import reference as norm_reference
+from uniaudio.kernels.norm import triton_kernels as norm
+
+ROWS, WIDTH = 24_576, 1536
+FRAMES, VOCABULARY = 16_384, 4224
+NORM_FORWARD = [norm.Launch(*form) for form in ((2, 4), (1, 2), (1, 4), (2, 8), (4, 8))]
+NORM_BACKWARD = [
+    norm.Launch(*form)
+    for form in ((2, 8, 1, 4), (1, 4, 2, 4), (1, 4, 3, 3), (1, 4, 4, 2), (1, 8, 2, 4), (2, 8, 2, 2), (2, 16, 1, 4), (4, 16, 1, 2))
+]
+GELU_FORWARD = [activation.Launch(*form) for form in ((2048, 1, 4), (1024, 1, 4), (1024, 1, 2), (2048, 1, 8), (1024, 2, 4), (512, 4, 8))]
+GELU_BACKWARD = [
+    activation.Launch(*form)
+    for form in (
+        (1024, 1, 8, 8),
+        (1024, 1, 4, 8),
+        (1024, 1, 4, 16),
+        (512, 1, 4, 16),
+        (512, 2, 4, 8),
+        (1024, 1, 4, 4, 3),
+        (1024, 2, 8, 2, 4),
+    )
+]
+EMBEDDING_FORWARD = [embedding.Launch(*form) for form in ((2048, 4), (512, 1), (512, 2), (512, 4), (1024, 2), (1024, 4))]
+EMBEDDING_BACKWARD = [
+    embedding.Launch(*form) for form in ((512, 4, 8), (512, 2, 8), (512, 4, 16), (512, 2, 4), (256, 2, 8), (256, 4, 16), (1024, 4, 8))
+]
+
+
+def _gradients(
+    function: Callable[..., object], inputs: dict[str, torch.Tensor], upstream: list[torch.Tensor], dtype: torch.dtype
+) -> Results:
+    """The gradient of each input by plain PyTorch in `dtype`, by its name."""
+    return _differentiated(function, inputs, upstream, dtype)()
+
+
+def _differentiated(
+    function: Callable[..., object], inputs: dict[str, torch.Tensor], upstream: list[torch.Tensor], dtype: torch.dtype
+) -> Callable[[], Results]:
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs.values()]
+    outputs = function(*leaves)
+    grads = [grad.detach().to(dtype) for grad in upstream]
+    return lambda: dict(zip(inputs, torch.autograd.grad(outputs, leaves, grads, retain_graph=True)))
+
+
+def _norm_forward() -> Case:
+    """add_layer_norm."""
+    inputs = [random(ROWS, WIDTH, grad=False), random(ROWS, WIDTH, grad=False), random(WIDTH, grad=False), random(WIDTH, grad=False)]
+
+    def plain(dtype: torch.dtype) -> Results:
+        x, residual, weight, bias = (tensor.to(dtype) for tensor in inputs)
+        total = (x + residual).to(torch.bfloat16)  # the norm is of the sum as it is stored
+        return {"normed": norm_reference.layer_norm(total.to(dtype), weight, bias, 1e-5), "total": total}
+
+    def run(launch: norm.Launch) -> Results:
+        x, residual, weight, bias = inputs
+        return dict(zip(("normed", "total"), norm.forward(x, residual, weight, bias, 1e-5, launch)))
+
+    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in NORM_FORWARD}
+    bf16, float32 = partial(plain, torch.bfloat16), partial(plain, torch.float32)
+    return Case(forms, "torch", lambda: bf16, float32, 0.0, 8.0 * ROWS * WIDTH)
+
+
+def _norm_backward() -> Case:
+    """Gradient of add_layer_norm whose sum is used too."""
+    inputs = {name: random(*shape, grad=False) for name, shape in (("x", (ROWS, WIDTH)), ("weight", (WIDTH,)), ("bias", (WIDTH,)))}
+    x, weight, bias = inputs.values()
+    grad, grad_total = random(ROWS, WIDTH, grad=False), random(ROWS, WIDTH, grad=False)
+    _, _, means, scales = norm.forward(x, None, weight, bias, 1e-5)
+
+    def function(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm_reference.layer_norm(x, weight, bias, 1e-5), x * 1.0
+
+    def run(launch: norm.Launch) -> Results:
+        return dict(zip(inputs, norm.backward(x, weight, means, scales, grad, grad_total, launch)))
+
+    return _backward_case(NORM_BACKWARD, run, function, inputs, [grad, grad_total], 8.0 * x.numel())
+
+
+def _backward_case(
+    launches: list,
+    run: Callable[..., Results],
+    function: Callable[..., object],
+    inputs: dict[str, torch.Tensor],
+    upstream: list[torch.Tensor],
+    moved: float,
+) -> Case:
+    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in launches}
+    plain = partial(_differentiated, function, inputs, upstream, torch.bfloat16)
+    return Case(forms, "torch", plain, lambda: _gradients(function, inputs, upstream, torch.float32), 0.0, moved)
+
+
+def _gelu(backward: bool) -> Case:
+    """bias_gelu exact."""
+    inputs = {"x": random(ROWS, 4 * WIDTH, grad=False), "bias": random(4 * WIDTH, grad=False)}
+    x, bias = inputs.values()
+    function = partial(activation_reference.bias_gelu, approximate="exact")
+    if backward:
+        grad = random(ROWS, 4 * WIDTH, grad=False)
+        return _backward_case(
+            GELU_BACKWARD, lambda launch: dict(zip(inputs, activation.gelu_backward(x, bias, grad, True, launch))),
+            function, inputs, [grad], 6.0 * x.numel(),
+        )  # fmt: skip
+    forms: dict[str, Callable[[], Results]] = {
+        label(launch): lambda launch=launch: {"out": activation.gelu_forward(x, bias, True, launch)} for launch in GELU_FORWARD
+    }
+    plain: Callable[[], Results] = lambda: {"out": function(x, bias)}  # noqa: E731
+    return Case(forms, "torch", lambda: plain, lambda: {"out": function(x.float(), bias.float())}, 0.0, 4.0 * x.numel())
+
+
+def _embedding(backward: bool) -> Case:
+    """frame_embedding of 16,384 frames of 3 codes and a position. Bytes: as in `run`, each row of a table and of the output once."""
+    codes = 3
+    ids, positions = torch.randint(0, VOCABULARY, (FRAMES, codes), device="cuda"), torch.arange(FRAMES, device="cuda") % 1024
+    inputs = {"table": random(VOCABULARY, WIDTH, grad=False), "positions": random(3000, WIDTH, grad=False)}
+    table, places = inputs.values()
+
+    def function(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return embedding_reference.frame_embedding(ids, table, positions, places, "sum")
+
+    moved = 2.0 * (FRAMES + VOCABULARY + (3000 if backward else 1024)) * WIDTH + 8 * FRAMES * (codes + 1)
+    if backward:
+        grad = random(FRAMES, WIDTH, grad=False)
+        return _backward_case(
+            EMBEDDING_BACKWARD, lambda launch: dict(zip(inputs, embedding.gradients(ids, table, positions, places, grad, False, launch))),
+            function, inputs, [grad], moved,
+        )  # fmt: skip
+    forms: dict[str, Callable[[], Results]] = {
+        label(launch): lambda launch=launch: {"out": embedding.forward(ids, table, positions, places, False, launch)}
+        for launch in EMBEDDING_FORWARD
+    }
+    plain: Callable[[], Results] = lambda: {"out": function(table, places)}  # noqa: E731
+    return Case(forms, "torch", lambda: plain, lambda: {"out": function(table.float(), places.float())}, 0.0, moved)
+
+
+MEMORY_CASES: dict[str, Callable[[], Case]] = {
+    "norm forward": _norm_forward,
+    "norm backward": _norm_backward,
+    "gelu forward": partial(_gelu, False),
+    "gelu backward": partial(_gelu, True),
+    "embedding forward": partial(_embedding, False),
+    "embedding backward": partial(_embedding, True),
+}
