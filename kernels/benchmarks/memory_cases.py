@@ -56,6 +56,10 @@ def _differentiated(
     return lambda: dict(zip(inputs, torch.autograd.grad(outputs, leaves, grads, retain_graph=True)))
 
 
+def _named(function: Callable[..., torch.Tensor], *arguments: object) -> Results:
+    return {"out": function(*arguments)}
+
+
 def _norm_forward() -> Case:
     """add_layer_norm."""
     inputs = [random(ROWS, WIDTH, grad=False), random(ROWS, WIDTH, grad=False), random(WIDTH, grad=False), random(WIDTH, grad=False)]
@@ -115,10 +119,10 @@ def _gelu(backward: bool) -> Case:
             function, inputs, [grad], 6.0 * x.numel(),
         )  # fmt: skip
     forms: dict[str, Callable[[], Results]] = {
-        label(launch): lambda launch=launch: {"out": activation.gelu_forward(x, bias, True, launch)} for launch in GELU_FORWARD
+        label(launch): partial(_named, activation.gelu_forward, x, bias, True, launch) for launch in GELU_FORWARD
     }
-    plain: Callable[[], Results] = lambda: {"out": function(x, bias)}  # noqa: E731
-    return Case(forms, "torch", lambda: plain, lambda: {"out": function(x.float(), bias.float())}, 0.0, 4.0 * x.numel())
+    plain, truth = partial(_named, function, x, bias), partial(_named, function, x.float(), bias.float())
+    return Case(forms, "torch", lambda: plain, truth, 0.0, 4.0 * x.numel())
 
 
 def _embedding(backward: bool) -> Case:
@@ -139,11 +143,10 @@ def _embedding(backward: bool) -> Case:
             function, inputs, [grad], moved,
         )  # fmt: skip
     forms: dict[str, Callable[[], Results]] = {
-        label(launch): lambda launch=launch: {"out": embedding.forward(ids, table, positions, places, False, launch)}
-        for launch in EMBEDDING_FORWARD
+        label(launch): partial(_named, embedding.forward, ids, table, positions, places, False, launch) for launch in EMBEDDING_FORWARD
     }
-    plain: Callable[[], Results] = lambda: {"out": function(table, places)}  # noqa: E731
-    return Case(forms, "torch", lambda: plain, lambda: {"out": function(table.float(), places.float())}, 0.0, moved)
+    plain, truth = partial(_named, function, table, places), partial(_named, function, table.float(), places.float())
+    return Case(forms, "torch", lambda: plain, truth, 0.0, moved)
 
 
 MEMORY_CASES: dict[str, Callable[[], Case]] = {
