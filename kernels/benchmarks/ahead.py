@@ -122,7 +122,7 @@ def _frame(codes: int, head_dim: int) -> None:
 def _norm(centered: bool) -> None:
     x, weight = _bf16(256, 1536), _bf16(1536)
     _, total, means, scales = norm.forward(x, x, weight, weight if centered else None, 1e-5)
-    norm.backward(total, weight, means, scales, x, x)
+    norm.backward(total, weight, means, scales, x, x, sum_x=centered, sum_total=centered)
 
 
 def _gelu(exact: bool) -> None:

@@ -78,8 +78,8 @@ def _norm_forward() -> Case:
     return Case(forms, "torch", lambda: bf16, float32, 0.0, 8.0 * ROWS * WIDTH)
 
 
-def _norm_backward() -> Case:
-    """Gradient of add_layer_norm whose sum is used too."""
+def _norm_backward(sums: bool) -> Case:
+    """Gradient of add_layer_norm whose sum is used too; with the row sums for two more biases or without."""
     inputs = {name: random(*shape, grad=False) for name, shape in (("x", (ROWS, WIDTH)), ("weight", (WIDTH,)), ("bias", (WIDTH,)))}
     x, weight, bias = inputs.values()
     grad, grad_total = random(ROWS, WIDTH, grad=False), random(ROWS, WIDTH, grad=False)
@@ -89,7 +89,7 @@ def _norm_backward() -> Case:
         return norm_reference.layer_norm(x, weight, bias, 1e-5), x * 1.0
 
     def run(launch: norm.Launch) -> Results:
-        return dict(zip(inputs, norm.backward(x, weight, means, scales, grad, grad_total, launch)))
+        return dict(zip(inputs, norm.backward(x, weight, means, scales, grad, grad_total, launch, sum_x=sums, sum_total=sums)))
 
     return _backward_case(NORM_BACKWARD, run, function, inputs, [grad, grad_total], 8.0 * x.numel())
 
@@ -151,7 +151,8 @@ def _embedding(backward: bool) -> Case:
 
 MEMORY_CASES: dict[str, Callable[[], Case]] = {
     "norm forward": _norm_forward,
-    "norm backward": _norm_backward,
+    "norm backward": partial(_norm_backward, False),
+    "norm backward, biases": partial(_norm_backward, True),
     "gelu forward": partial(_gelu, False),
     "gelu backward": partial(_gelu, True),
     "embedding forward": partial(_embedding, False),

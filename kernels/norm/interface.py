@@ -30,14 +30,31 @@ def branch_layer_norm(
 
 
 def add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, backend: Backend
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    *,
+    x_bias: torch.Tensor | None = None,
+    total_bias: torch.Tensor | None = None,
+    backend: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(LayerNorm(x + residual), x + residual): the residual stream and its norm for the next layer, read and written once."""
+    """(LayerNorm(x + residual), x + residual): the residual stream and its norm for the next layer, read and written once.
+
+    Two biases (D,) get their gradients here, as sums over rows that the backward pass has at hand, instead of in passes of their own:
+    `x_bias` is already in x; `total_bias` comes to the sum, and to nothing else, after this call. The caller adds both detached.
+    """
     _check("add_layer_norm", backend, x, residual, weight, bias)
+    for name, more in (("x_bias", x_bias), ("total_bias", total_bias)):
+        if more is not None:
+            check_shape("add_layer_norm", name, more, (x.shape[-1],))
+            check_float("add_layer_norm", backend, x=x, **{name: more})
     if backend == "torch":
-        total = x + residual
-        return reference.layer_norm(total, weight, bias, eps), total
-    return _add_norm(x, residual, weight, bias, eps)
+        return reference.add_layer_norm(x, residual, weight, bias, eps, x_bias, total_bias)
+    from uniaudio.kernels.norm.triton_kernels import AddNorm  # here: the torch path works without Triton
+
+    return AddNorm.apply(x, residual, weight, bias, eps, x_bias, total_bias)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: Backend) -> torch.Tensor:
@@ -64,7 +81,7 @@ def _add_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from uniaudio.kernels.norm.triton_kernels import AddNorm  # here: the torch path works without Triton
 
-    return AddNorm.apply(x, residual, weight, bias, eps)
+    return AddNorm.apply(x, residual, weight, bias, eps, None, None)
 
 
 def _check(op: str, backend: str, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -50,13 +50,16 @@ def _forward(
 @triton.jit
 def _backward(
     total, weight, means, scales, grad_normed, grad_total, grad_x, parts, count, rows_a_program,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr,
+    SUM_X: tl.constexpr, SUM_TOTAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     factor = tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
     weight_sum = tl.zeros((ROWS, WIDTH), tl.float32)
     bias_sum = tl.zeros((ROWS, WIDTH), tl.float32)
+    x_sum = tl.zeros((ROWS, WIDTH), tl.float32)
+    total_sum = tl.zeros((ROWS, WIDTH), tl.float32)
     end = tl.minimum((program + 1) * rows_a_program, count)
     for first in tl.range(program * rows_a_program, end, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
@@ -77,12 +80,25 @@ def _backward(
             result -= (tl.sum(grad_unit, axis=1) / D)[:, None]
         result *= scale
         if HAS_GRAD_TOTAL:
-            result += tl.load(grad_total + offsets, mask=inside, other=0.0).to(tl.float32)
+            more = tl.load(grad_total + offsets, mask=inside, other=0.0).to(tl.float32)
+            result += more
+            if SUM_TOTAL:
+                total_sum += more
+        if SUM_X:
+            x_sum += tl.where(inside, result, 0.0)
         tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask=inside)
-    SUMS: tl.constexpr = 2 if CENTERED else 1
-    tl.store(parts + program * SUMS * D + cols, tl.sum(weight_sum, axis=0), mask=cols < D)
+    SUMS: tl.constexpr = 1 + (1 if CENTERED else 0) + (1 if SUM_X else 0) + (1 if SUM_TOTAL else 0)
+    place = parts + program * SUMS * D + cols
+    tl.store(place, tl.sum(weight_sum, axis=0), mask=cols < D)
     if CENTERED:
-        tl.store(parts + program * SUMS * D + D + cols, tl.sum(bias_sum, axis=0), mask=cols < D)
+        place += D
+        tl.store(place, tl.sum(bias_sum, axis=0), mask=cols < D)
+    if SUM_X:
+        place += D
+        tl.store(place, tl.sum(x_sum, axis=0), mask=cols < D)
+    if SUM_TOTAL:
+        place += D
+        tl.store(place, tl.sum(total_sum, axis=0), mask=cols < D)
 
 
 @dataclass(frozen=True)
@@ -142,8 +158,12 @@ def backward(
     grad_normed: torch.Tensor,
     grad_total: torch.Tensor | None,
     launch: Launch | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradients of x (and of the residual: the same), weight and, unless `means` is None, bias."""
+    *,
+    sum_x: bool = False,
+    sum_total: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x (and of the residual: the same), weight and, unless `means` is None, bias; then, where asked for, the sums over the
+    rows of the gradient of x and of `grad_total`."""
     width = total.shape[-1]
     count = total.numel() // width
     launch = launch or default_launch(width, backward=True)
@@ -151,18 +171,19 @@ def backward(
     programs = max(1, min(tiles, streaming_multiprocessors(total.device) * launch.programs_an_sm))
     rows_a_program = triton.cdiv(tiles, programs) * launch.rows
     grad_x = torch.empty_like(total)
-    # One row of parts a program: the weight's, then the bias's.
-    parts = torch.empty(programs, width if means is None else 2 * width, dtype=torch.float32, device=total.device)
+    # One row of parts a program: the weight's, the bias's, then the sums over rows.
+    sums = 1 + (means is not None) + sum_x + sum_total
+    parts = torch.empty(programs, sums * width, dtype=torch.float32, device=total.device)
     _backward[(programs,)](
         total, weight, means, scales, grad_normed, grad_total, grad_x, parts, count, rows_a_program,
-        width, _padded(width), launch.rows, means is not None, grad_total is not None, launch.stages, num_warps=launch.warps,
+        width, _padded(width), launch.rows, means is not None, grad_total is not None, sum_x, sum_total, launch.stages,
+        num_warps=launch.warps,
     )  # fmt: skip
-    sums = column_sum(parts, weight.dtype)
-    return grad_x, sums[:width], None if means is None else sums[width:]
+    return grad_x, *column_sum(parts, weight.dtype).view(sums, width).unbind()
 
 
 class AddNorm(torch.autograd.Function):
-    """(normed, x + residual) of x, residual or None (then x itself), weight, bias or None (RMSNorm)."""
+    """(normed, x + residual) of x, residual or None (then x itself), weight, bias or None (RMSNorm); gradients of two more biases."""
 
     @staticmethod
     def forward(
@@ -172,6 +193,8 @@ class AddNorm(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         eps: float,
+        x_bias: torch.Tensor | None,
+        total_bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         normed, total, means, scales = forward(x, residual, weight, bias, eps)
         ctx.save_for_backward(total, weight, means, scales)
@@ -181,12 +204,16 @@ class AddNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, grad_normed: torch.Tensor | None, grad_total: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: FunctionCtx, grad_normed: torch.Tensor | None, grad_total: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         total, weight, means, scales = ctx.saved_tensors
+        sum_x, sum_total = ctx.needs_input_grad[5], ctx.needs_input_grad[6] and grad_total is not None
         if grad_normed is None:  # only the sum was used
-            return grad_total, grad_total if ctx.has_residual else None, None, None, None
+            row_sum = grad_total.flatten(0, -2).sum(dim=0) if grad_total is not None and any(ctx.needs_input_grad[5:]) else None
+            sums = [row_sum if needed else None for needed in ctx.needs_input_grad[5:]]
+            return grad_total, grad_total if ctx.has_residual else None, None, None, None, *sums
         grad_total = None if grad_total is None else grad_total.contiguous()
-        grad_x, grad_weight, grad_bias = backward(total, weight, means, scales, grad_normed.contiguous(), grad_total)
-        return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias, None
+        grads = backward(total, weight, means, scales, grad_normed.contiguous(), grad_total, sum_x=sum_x, sum_total=sum_total)
+        grad_x, grad_weight, *rest = grads
+        grad_bias = None if means is None else rest.pop(0)
+        grad_x_bias = rest.pop(0) if sum_x else None
+        return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias, None, grad_x_bias, rest.pop(0) if sum_total else None

@@ -76,11 +76,16 @@ class Block(nn.Module):
         self.attention = Attention(config.width, num_heads, tensor=tensor)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
+        # The gradients of these two biases are sums over rows of what the norm between them reads and writes in its backward pass.
+        self.norm_sums_biases = backend == "triton" and tensor.size == 1
+        if self.norm_sums_biases:
+            self.attention.out.bias_gradient_elsewhere = self.mlp.down.bias_gradient_elsewhere = True
 
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""
         normed, x = self.attention_norm.branch(x)
-        normed, x = self.mlp_norm.after_add(self.attention(normed, attend), x)
+        biases = {"x_bias": self.attention.out.bias, "total_bias": self.mlp.down.bias} if self.norm_sums_biases else {}
+        normed, x = self.mlp_norm.after_add(self.attention(normed, attend), x, **biases)
         return x + self.mlp(normed)
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:

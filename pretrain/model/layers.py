@@ -40,9 +40,11 @@ class LayerNorm(nn.Module):
         """(norm of x, x): take the residual from here, so that the two gradients of x are added in one pass."""
         return branch_layer_norm(x, *_applied(self), self.eps, backend=self.backend)
 
-    def after_add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm of x + residual, x + residual), in one pass where the backend has one."""
-        return add_layer_norm(x, residual, *_applied(self), self.eps, backend=self.backend)
+    def after_add(
+        self, x: torch.Tensor, residual: torch.Tensor, *, x_bias: torch.Tensor | None = None, total_bias: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x + residual, x + residual), in one pass where the backend has one; the biases get their gradients here."""
+        return add_layer_norm(x, residual, *_applied(self), self.eps, x_bias=x_bias, total_bias=total_bias, backend=self.backend)
 
 
 class Linear(nn.Module):

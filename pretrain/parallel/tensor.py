@@ -95,9 +95,13 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """y = x W^T + b on one process; weight (output, input). `fp8`, `adapter` as above."""
+    """y = x W^T + b on one process; weight (output, input). `fp8`, `adapter` as above.
+
+    bias_gradient_elsewhere: the caller gives the bias its gradient where the sum over rows costs nothing.
+    """
 
     fp8: Backend | None = None
+    bias_gradient_elsewhere = False
 
     def __init__(self, input_width: int, output_width: int) -> None:
         super().__init__()
@@ -107,7 +111,7 @@ class RowLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input) -> (..., output)."""
-        product = _linear(x, self.weight, self.bias, self.fp8)
+        product = _linear(x, self.weight, self.bias.detach() if self.bias_gradient_elsewhere else self.bias, self.fp8)
         return product if self.adapter is None else product + self.adapter(x)
 
 

@@ -51,6 +51,39 @@ def test_add_layer_norm(shape, place, poisoned, outputs_and_gradients, assert_as
     compare(functions, tensors(place, shape), upstream, place, outputs_and_gradients, assert_as_good)
 
 
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_gradients_of_biases_before_and_after_the_sum(shape, place, poisoned, outputs_and_gradients, assert_as_good) -> None:
+    def kernel(x, residual, weight, bias, before, after, backend="triton"):
+        x = x + before.detach()
+        normed, total = add_layer_norm(x, residual, weight, bias, 1e-5, x_bias=before, total_bias=after, backend=backend)
+        return normed, total + after.detach()
+
+    def truth(x, residual, weight, bias, before, after):
+        return naive(x + before + residual, weight, bias, 1e-5), x + before + residual + after
+
+    functions = [kernel, lambda *args: kernel(*args, backend="torch"), truth]
+    inputs = [*tensors(place, shape), place.randn(shape[-1]), place.randn(shape[-1])]
+    compare(functions, inputs, [place.randn(*shape), place.randn(*shape)], place, outputs_and_gradients, assert_as_good)
+
+
+def test_biases_get_their_gradients_where_only_the_sum_is_used(place) -> None:
+    before, after = torch.zeros(24, dtype=place.dtype, device=place.device), torch.zeros(24, dtype=place.dtype, device=place.device)
+    x, weight = place.randn(5, 24), place.randn(24)
+    leaves = [before.requires_grad_(), after.requires_grad_()]
+    _, total = add_layer_norm(x, x, weight, weight, 1e-5, x_bias=before, total_bias=after, backend="triton")
+    for gradient in torch.autograd.grad(total.sum(), leaves):
+        assert torch.equal(gradient, torch.full_like(gradient, 5))
+
+
+@pytest.mark.parametrize("name", ["x_bias", "total_bias"])
+def test_wrong_bias_is_named(name) -> None:
+    x, weight = torch.zeros(2, 8), torch.zeros(8)
+    with pytest.raises(ValueError, match=f"shape of {name}"):
+        add_layer_norm(x, x, weight, weight, 1e-5, backend="torch", **{name: torch.zeros(7)})
+    with pytest.raises(ValueError, match=f"dtype of {name}"):
+        add_layer_norm(x, x, weight, weight, 1e-5, backend="torch", **{name: weight.half()})
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_branch_layer_norm_adds_both_gradients(shape, place, poisoned, outputs_and_gradients, assert_as_good) -> None:
     x, _, weight, bias = tensors(place, shape)
