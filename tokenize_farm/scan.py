@@ -7,6 +7,7 @@ is read by several processes at once, each a range of its bytes; the columns do 
 import hashlib
 import multiprocessing
 import os
+import threading
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,8 @@ def scan_manifest(path: str | Path, *, seed: int, root: Path | None = None, proc
         processes = processes or len(os.sched_getaffinity(0))
         bounds = [size * i // (4 * processes) for i in range(4 * processes + 1)]
         ranges = len(bounds) - 1
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_driver) as pool:
             parts = pool.map(_scan_range, [path] * ranges, bounds[:-1], bounds[1:], [seed] * ranges, [root] * ranges)
             return _as_columns(list(parts))
     except OSError as error:
@@ -71,6 +73,18 @@ def scan_manifest(path: str | Path, *, seed: int, root: Path | None = None, proc
             seen=error.strerror,
             remedy="check the path, or make one: uniaudio corpus manifest DIR --out manifest.jsonl",
         ) from error
+
+
+def _end_with_driver() -> None:
+    """In a worker: a driver that is killed takes it along, and the fork server, which lives as long as a worker does."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+
+    def wait() -> None:
+        driver.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_columns(parts: list[dict[str, bytes]]) -> RowColumns:

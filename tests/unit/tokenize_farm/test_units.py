@@ -1,6 +1,10 @@
 """Work units: a pure function of the manifest."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +182,31 @@ def test_what_the_quick_test_calls_plain_is_a_good_row(data: Row) -> None:
     if is_plain(data):
         row = parse_row("", line, Path("/corpus"))
         assert all(getattr(row, key) == value for key, value in data.items() if key not in ("audio_filepath", "other"))
+
+
+def _session(leader: int) -> set[int]:
+    """Living processes of a session."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.add(int(path.parent.name))
+    return found
+
+
+def test_a_killed_scan_leaves_no_process(tmp_path: Path) -> None:
+    line = json.dumps({"audio_filepath": "a.wav", "duration": 1.0, "kind": "sound", "offset": 0.0})
+    (tmp_path / "manifest.jsonl").write_text(f"{line}\n" * 400_000)
+    code = "import sys; from uniaudio.tokenize_farm import scan; scan._PARALLEL_BYTES = 1; "
+    code += "scan.scan_manifest(sys.argv[1], seed=0, processes=2)"
+    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "manifest.jsonl")], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(_session(driver.pid)) < 4 and time.monotonic() < deadline:  # with the resource tracker, the server and its workers
+        assert driver.poll() is None, "it ended before its workers were seen"
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    while _session(driver.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _session(driver.pid)
