@@ -16,9 +16,9 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity, Restored
 from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
+from uniaudio.pretrain.data.memory import BatchMemory
 from uniaudio.pretrain.data.remote import has_split, local_folder
 from uniaudio.pretrain.data.shared import AnyLoader, open_shared, reading_group
-from uniaudio.pretrain.data.states import StatesPool
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.finished import record_finished
@@ -117,8 +117,7 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device:
         if layout.world_size == layout.data_parallel_size:
             return open_reader()
         group, source = reading_group(layout.data_parallel_size, run.parallel.tensor_parallel_size, layout.world_size)
-        pool = StatesPool(run.data.rows_per_micro_batch, run.data.max_text_states_per_row, run.model.text_width)
-        return open_shared(open_reader, group, source, pool, pin=share["pin"])
+        return open_shared(open_reader, group, source, BatchMemory(run.data, run.model), pin=share["pin"])
 
     return Loaders(open_split("train"), open_split("valid") if has_valid else None)
 

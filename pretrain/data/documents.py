@@ -3,7 +3,7 @@
 D documents, R rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -105,6 +105,37 @@ class Rows:
         low, high = int(starts[0]), int(starts[-1])
         layout = self.layout.take(low, high) if self.layout else None
         return Rows(self.documents.take(slice(low, high)), starts - low, layout)
+
+    def __reduce__(self) -> tuple[Callable[..., "Rows"], tuple[object, ...]]:
+        """Pickled as one run of bytes, six times as fast as array by array: a loader process is sent rows for every step."""
+        columns = _columns(self)
+        names = (tuple(self.layout.specials), tuple(self.layout.pieces)) if self.layout else None
+        kinds, sizes = "".join([column.dtype.char for column in columns]), [column.size for column in columns]
+        return _rows_of_bytes, (names, kinds, sizes, b"".join([column.tobytes() for column in columns]))
+
+
+def _columns(rows: Rows) -> list[np.ndarray]:
+    columns = [getattr(rows.documents, field.name) for field in fields(Documents)] + [rows.starts]
+    if (layout := rows.layout) is not None:
+        columns += [*layout.specials.values(), layout.special_starts, *layout.pieces.values(), layout.piece_starts, layout.counted]
+        columns.append(layout.prefix)
+    return columns
+
+
+def _rows_of_bytes(names: tuple[tuple[str, ...], tuple[str, ...]] | None, kinds: str, sizes: Sequence[int], data: bytes) -> Rows:
+    """The inverse of `Rows.__reduce__`; its arrays are not to be written to."""
+    columns, start = [], 0
+    for kind, size in zip(kinds, sizes):
+        columns.append(np.frombuffer(data, kind, size, start) if size else np.zeros(0, kind))
+        start += columns[-1].nbytes
+    count = len(fields(Documents))
+    documents, rest = Documents(*columns[:count]), iter(columns[count:])
+    starts = next(rest)
+    if names is None:
+        return Rows(documents, starts)
+    specials, special_starts = {name: next(rest) for name in names[0]}, next(rest)
+    pieces, piece_starts = {name: next(rest) for name in names[1]}, next(rest)
+    return Rows(documents, starts, Layout(specials, special_starts, pieces, piece_starts, next(rest).reshape(-1, 2), next(rest)))
 
 
 def join(parts: Sequence[Rows]) -> Rows:

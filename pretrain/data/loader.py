@@ -5,23 +5,22 @@ rows_per_micro_batch x gradient_accumulation x data_parallel_size of them; rank 
 workers, nor restarts, nor (with the position carried over) another data-parallel size change which documents come in which order. Where
 `data.mix` changes, after a given number of steps, another such sequence begins.
 
-Planning is this process's, one block ahead in a thread; with `data.workers` the reading is theirs, row by row as they are told.
+Planning is this process's, one block ahead in a thread; steps are made ahead (`ahead.py`), with `data.workers` by processes that are told
+rows.
 """
 
 import bisect
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch.utils.data import DataLoader, Dataset
 
 from uniaudio.configs.data import DataConfig
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.tasks import load_tasks
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
+from uniaudio.pretrain.data.ahead import Alone, Workers, steps_together
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.clips import load_clips
 from uniaudio.pretrain.data.dataset import BatchAssembler
@@ -31,7 +30,6 @@ from uniaudio.pretrain.data.patterns import Arranger, make_arranger
 from uniaudio.pretrain.data.plan import Planner, place
 from uniaudio.pretrain.data.reading import ShardFiles
 from uniaudio.pretrain.data.remote import Remote, is_remote
-from uniaudio.pretrain.data.transfer import PackedBatches, pack, unpack
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
@@ -63,15 +61,18 @@ class Loader:
         pin: bool,
         arranger: Arranger | None = None,
     ) -> None:
-        self.arranger = arranger
-        self.planner, self.assembler, self.workers, self.pin = planner, assembler, workers, pin
+        self.planner, self.assembler, self.pin, self.arranger = planner, assembler, pin, arranger
         self.rank, self.ranks, self.accumulation = data_parallel_rank, data_parallel_size, gradient_accumulation
         self.micro_rows = planner.data.rows_per_micro_batch
         self.skipped = 0
         self._told: set[int] = set()
         self._lock = threading.Lock()  # a trainer reads ahead in a thread while it asks for the address of the step before
-        self._prefetched: Iterator[PackedBatches | UserError] | None = None
-        self._next_step = -1
+        if pin:
+            assembler.memory.none = assembler.memory.none.pin_memory()
+        together = steps_together(self.micro_rows * gradient_accumulation * planner.data.frames_per_row)
+        self._steps: Alone | Workers = Alone(self.rank_rows, assembler, together)
+        if workers:
+            self._steps = Workers(self.rank_rows, assembler, together, count=workers, micros=gradient_accumulation)
         self.position = position
 
     @property
@@ -82,7 +83,7 @@ class Loader:
     @position.setter
     def position(self, position: DataPosition) -> None:
         self._position = position
-        self._prefetched = None
+        self._steps.close()
         self._addresses: OrderedDict[int, int] = OrderedDict({position.step: position.row})
 
     @property
@@ -138,34 +139,20 @@ class Loader:
 
     def _arranged(self, batches: list[Batch]) -> list[Batch]:
         """In the order of codes that the model's structure asks for."""
-        if self.arranger is None:
-            return batches
-        batches = [self.arranger(batch) for batch in batches]
-        return [batch.pin_memory() for batch in batches] if self.pin else batches
+        return batches if self.arranger is None else [self.arranger(batch) for batch in batches]
 
     def step_batches(self, step: int) -> list[Batch]:
         """The micro-batches of this rank for `step` (counted from 0), in the order of accumulation: a pure function of the step.
 
-        Steps asked for in order are prefetched by `data.workers` processes; any other order costs the prefetched ones.
+        Steps asked for in order are made ahead; any other order costs what is ahead.
 
         Raises:
             UserError: data that cannot be used; see BatchAssembler.
         """
-        if self.workers == 0:
-            before = self.assembler.skipped
-            batches = [self.assembler.batch(rows) for rows in self.rank_rows(step)]
-            self._count(self.assembler.skipped - before)
-            if self.arranger is not None:
-                return self._arranged(batches)
-            return [batch.pin_memory() for batch in batches] if self.pin else batches
-        if self._prefetched is None or step != self._next_step:
-            self._prefetched = self._prefetch(step)
-        self._next_step = step + 1
-        packed = next(self._prefetched)
-        if isinstance(packed, UserError):
-            raise packed
-        self._count(packed.skipped)
-        return self._arranged(unpack(packed, self.assembler.pool))
+        batches, lost = self._steps.step(step)
+        self._count(lost)
+        batches = self._arranged(batches)
+        return [batch.pin_memory() for batch in batches] if self.pin else batches
 
     def _count(self, skipped: int) -> None:
         """Adds up the documents that bad shards took away, and names each such shard once."""
@@ -175,19 +162,6 @@ class Loader:
         for shard in set(self.assembler.files.bad_shards()) - self._told:
             self._told.add(shard)
             logger.warning("shard %s cannot be used: padding stands for its documents", self.planner.clips.shard_name(shard))
-
-    def _prefetch(self, step: int) -> Iterator[PackedBatches | UserError]:
-        return iter(
-            DataLoader(
-                _Micros(self.assembler),
-                batch_size=None,
-                sampler=_Requests(self, step),  # type: ignore[arg-type]
-                num_workers=self.workers,
-                multiprocessing_context="fork",
-                prefetch_factor=2,
-                pin_memory=self.pin,
-            )
-        )
 
     def valid_batches(self, count: int) -> list[Batch]:
         """This rank's part of the first `count` micro-batches of the split, in fixed order; fewer where the split is smaller.
@@ -230,37 +204,9 @@ class Loader:
 
     def close(self) -> None:
         """Stops the workers and closes the shards."""
-        self._prefetched = None
+        self._steps.close()
         self.assembler.close()
         self.planner.close()
-
-
-class _Requests:
-    """What the workers are asked for: the rows of this rank's micro-batches, step after step. Iterated in the trainer's process."""
-
-    def __init__(self, loader: Loader, step: int) -> None:
-        self.loader, self.step = loader, step
-
-    def __iter__(self) -> Iterator[list[Rows]]:
-        step = self.step
-        while True:
-            yield self.loader.rank_rows(step)
-            step += 1
-
-
-class _Micros(Dataset[PackedBatches | UserError]):
-    """Steps by their rows. A UserError is handed over as a value, so that it stays one line; anything else is raised by torch."""
-
-    def __init__(self, assembler: BatchAssembler) -> None:
-        self.assembler = assembler
-
-    def __getitem__(self, rows: list[Rows]) -> PackedBatches | UserError:
-        before = self.assembler.skipped
-        try:
-            batches = [self.assembler.batch(micro) for micro in rows]
-        except UserError as error:
-            return error
-        return pack(batches, self.assembler.pool, skipped=self.assembler.skipped - before)
 
 
 def make_loader(

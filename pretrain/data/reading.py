@@ -49,6 +49,7 @@ class ShardFiles:
         self._open: OrderedDict[int, int] = OrderedDict()
         shared = mmap.mmap(-1, max(1, clips.num_shards))  # with workers forked later: 0 unknown, 1 good, 2 bad
         self._state = np.frombuffer(shared, np.uint8)
+        self._faults: dict[int, ShardFault] = {}  # those that this process found
         self._lock = threading.Lock()
 
     def prefetch(self, shards: np.ndarray) -> None:
@@ -88,6 +89,21 @@ class ShardFiles:
         """Ranges that a store had to be asked for again."""
         return sum(remote.repeated for remote in self._remotes.values())
 
+    def read_pieces(
+        self, shards: list[int], offsets: list[int], starts: list[int], stops: list[int], target: memoryview
+    ) -> dict[int, ShardFault]:
+        """Fills bytes start..stop - 1 of `target` for each piece, from its shard's tar at `offset`; the faults by number of the piece."""
+        faults: dict[int, ShardFault] = {}
+        opened, read = self._open.get, os.preadv
+        for number, (shard, offset, start, stop) in enumerate(zip(shards, offsets, starts, stops)):
+            handle, part = opened(shard), target[start:stop]
+            if handle is None or read(handle, [part], offset) < stop - start:  # seldom: the long way opens it, and says what is wrong
+                try:
+                    self.read_into(shard, offset, part)
+                except ShardFault as fault:
+                    faults[number] = fault
+        return faults
+
     def read_into(self, shard: int, offset: int, target: memoryview) -> None:
         """Fills `target` from byte `offset` of the shard's tar; ShardFault where that cannot be."""
         handle = self._open.get(shard)
@@ -103,7 +119,7 @@ class ShardFiles:
     def _open_shard(self, shard: int) -> int:
         path = self.path(shard)
         if self._state[shard] == 2:
-            raise self._fault(shard, "cannot be used: see above", seen=path)
+            raise self._faults.get(shard) or self._fault(shard, "cannot be used: see above", seen=path)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -140,6 +156,7 @@ class ShardFiles:
         self._state[shard] = 2
         fault = ShardFault(f"shard {self.clips.shard_name(shard)}.tar {what}", seen=seen, allowed=allowed, remedy=_REMEDY)
         fault.shard = shard
+        self._faults[shard] = fault
         return fault
 
     def bad_shards(self) -> list[int]:

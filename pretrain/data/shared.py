@@ -14,7 +14,7 @@ import torch.distributed as dist
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.loader import DataPosition, Loader
-from uniaudio.pretrain.data.states import StatesPool
+from uniaudio.pretrain.data.memory import BatchMemory
 from uniaudio.pretrain.data.transfer import PackedBatches, pack, unpack
 
 
@@ -24,11 +24,11 @@ class SharedLoader:
     Args:
         group: gloo, of this data-parallel rank's ranks alone, used for nothing else.
         source: global rank of the reader.
-        pool: memory for text states of a micro-batch.
+        memory: for text states of micro-batches.
     """
 
-    def __init__(self, reader: Loader | None, group: dist.ProcessGroup, source: int, pool: StatesPool, *, pin: bool) -> None:
-        self.reader, self.group, self.source, self.pool, self.pin = reader, group, source, pool, pin
+    def __init__(self, reader: Loader | None, group: dist.ProcessGroup, source: int, memory: BatchMemory, *, pin: bool) -> None:
+        self.reader, self.group, self.source, self.memory, self.pin = reader, group, source, memory, pin
         self._position = DataPosition()
         self._rows: dict[int, int] = {}
         self._asked: dict[int, int] = {}
@@ -61,13 +61,13 @@ class SharedLoader:
             if "fault" in header:
                 raise UserError(header["fault"])
             self._note(header, step)
-            return unpack(_unpacked(header, block), self.pool)
+            return unpack(_unpacked(header, block), self.memory)
         try:
             batches = read(self.reader)
         except UserError as error:
             self._send({"fault": str(error)}, torch.empty(0, dtype=torch.uint8))
             raise
-        packed = pack(batches, self.reader.assembler.pool)
+        packed = pack(batches, self.reader.assembler.memory)
         header = {"layout": [[field and [str(field[0]).split(".")[1], *field[1:]] for field in batch] for batch in packed.layout]}
         if step is not None:
             header |= {"next_row": self.reader.first_row(step + 1), "metrics": self.reader.metrics(step + 1)}
@@ -123,9 +123,11 @@ class SharedLoader:
 AnyLoader = Loader | SharedLoader
 
 
-def open_shared(open_reader: Callable[[], Loader], group: dist.ProcessGroup, source: int, pool: StatesPool, *, pin: bool) -> SharedLoader:
+def open_shared(
+    open_reader: Callable[[], Loader], group: dist.ProcessGroup, source: int, memory: BatchMemory, *, pin: bool
+) -> SharedLoader:
     """A SharedLoader; the source opens its reader, and a UserError of that is raised on every rank."""
-    shared = SharedLoader(None, group, source, pool, pin=pin)
+    shared = SharedLoader(None, group, source, memory, pin=pin)
     if dist.get_rank() != source:
         header, _ = shared._receive()
         if "fault" in header:

@@ -1,13 +1,13 @@
-"""A step's micro-batches as one block of bytes, to cross from a loader process at the cost of one tensor instead of eight a batch."""
+"""A step's micro-batches as one block of bytes, to cross between ranks at the cost of one tensor instead of eight a batch."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.data.states import StatesPool
+from uniaudio.pretrain.data.memory import BatchMemory
 
 _ALIGNMENT = 64
 _STATES = [field.name for field in fields(Batch)].index("text_states_BSC")
@@ -18,18 +18,13 @@ Field = tuple[torch.dtype, tuple[int, ...], int]  # dtype, shape, first byte
 @dataclass(frozen=True)
 class PackedBatches:
     """block: (bytes,) uint8. layout: for each batch its fields in order; of the text states those that stand somewhere, (n, C), or None
-    for a batch without text. skipped: documents that became padding because their shard was bad."""
+    for a batch without text."""
 
     block: torch.Tensor
     layout: list[list[Field | None]]
-    skipped: int = 0
-
-    def pin_memory(self) -> "PackedBatches":
-        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
-        return replace(self, block=self.block.pin_memory())
 
 
-def pack(batches: Sequence[Batch], pool: StatesPool, *, skipped: int = 0) -> PackedBatches:
+def pack(batches: Sequence[Batch], memory: BatchMemory) -> PackedBatches:
     """Copies the batches into one block; text states that are zeros everywhere are left out."""
     layout: list[list[Field | None]] = []
     sources: list[tuple[torch.Tensor, Field]] = []
@@ -38,7 +33,7 @@ def pack(batches: Sequence[Batch], pool: StatesPool, *, skipped: int = 0) -> Pac
         row: list[Field | None] = []
         for number, tensor in enumerate(batch.as_tuple()):
             if number == _STATES:
-                if tensor is pool.none:
+                if tensor is memory.none:
                     row.append(None)
                     continue
                 tensor = tensor[batch.text_positions_BS >= 0]
@@ -49,21 +44,23 @@ def pack(batches: Sequence[Batch], pool: StatesPool, *, skipped: int = 0) -> Pac
     block = torch.empty(end, dtype=torch.uint8)
     for tensor, field in sources:
         _view(block, field).copy_(tensor)
-    return PackedBatches(block, layout, skipped)
+    return PackedBatches(block, layout)
 
 
-def unpack(packed: PackedBatches, pool: StatesPool) -> list[Batch]:
+def unpack(packed: PackedBatches, memory: BatchMemory) -> list[Batch]:
     """The batches as views of the block: the inverse of `pack`."""
-    return [_unpack(packed.block, row, pool) for row in packed.layout]
+    return [_unpack(packed.block, row, memory) for row in packed.layout]
 
 
-def _unpack(block: torch.Tensor, row: Sequence[Field | None], pool: StatesPool) -> Batch:
-    tensors = [pool.none if field is None else _view(block, field) for field in row]
+def _unpack(block: torch.Tensor, row: Sequence[Field | None], memory: BatchMemory) -> Batch:
+    tensors = [memory.none if field is None else _view(block, field) for field in row]
     if row[_STATES] is not None:
-        array, used = pool.take()
         standing = tensors[_PLACES] >= 0
-        used[:] = (standing * torch.arange(1, standing.shape[1] + 1)).amax(dim=1).tolist()
-        states = torch.from_numpy(array)
+        counts = (standing * torch.arange(1, standing.shape[1] + 1)).amax(dim=1)
+        (slot,) = memory.take(1)
+        for place, count in enumerate(counts.tolist()):
+            slot.clear_states(place, count)
+        states = torch.from_numpy(slot.array("text_states_BSC"))
         states[standing] = tensors[_STATES]
         tensors[_STATES] = states.pin_memory() if block.is_pinned() else states
     return Batch(*tensors)

@@ -355,6 +355,33 @@ def test_a_shard_that_disappears_is_named(shards, tmp_path, verify) -> None:
             loader.step_batches(step)
 
 
+def test_another_process_found_the_shard_bad(shards, tmp_path) -> None:
+    copy = broken(shards, tmp_path)
+    loader = open_loader(copy, shards_per_block=4)
+    loader.assembler.files._state[:] = 2  # as a worker leaves it behind
+    with pytest.raises(UserError, match=r"train-\d+\.tar cannot be used: see above"):
+        loader.step_batches(0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_made_together_fail_at_the_step_that_cannot_be_made(shards, tmp_path, workers) -> None:
+    """However many steps go together, all before the one that reads the bad shard come, and its fault names what is wrong."""
+    copy, whole, first_use = broken(shards, tmp_path), open_loader(shards, shards_per_block=1), {}
+    for step in range(40):
+        rows = whole.step_rows(step)
+        for shard in set().union(*(touched(whole, rows, d) for d in range(len(rows.documents)))):
+            first_use.setdefault(shard, step)
+    bad, fault_step = max(first_use.items(), key=lambda used: used[1])
+    assert fault_step > 2
+    loader = open_loader(copy, shards_per_block=1, workers=workers)
+    (copy / f"{bad}.tar").unlink()
+    for step in range(fault_step):
+        assert same(loader.step_batches(step), whole.step_batches(step))
+    with pytest.raises(UserError, match=rf"{bad}\.tar cannot be opened"):
+        loader.step_batches(fault_step)
+    loader.close()
+
+
 def test_a_shard_cut_short_is_refused_at_the_start(shards, tmp_path) -> None:
     copy = broken(shards, tmp_path)
     with (copy / "train-000001.tar").open("r+b") as handle:
