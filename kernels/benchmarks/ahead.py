@@ -34,6 +34,7 @@ from uniaudio.kernels.loss import triton_kernels as loss
 from uniaudio.kernels.norm import triton_kernels as norm
 from uniaudio.kernels.optimizer import AdamW, Segments
 from uniaudio.kernels.optimizer import triton_kernels as optimizer
+from uniaudio.kernels.packed_bias import triton_kernels as packed_bias
 from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
@@ -130,6 +131,10 @@ def _gelu(exact: bool) -> None:
     activation.gelu_backward(x, bias, activation.gelu_forward(x, bias, exact), exact)
 
 
+def _packed_bias(heads: int, head_dim: int) -> None:
+    packed_bias.bias_gradient(_bf16(64, heads, 3, head_dim))
+
+
 def _embedding(concat: bool) -> None:
     codes, positions = torch.zeros(64, 3, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
     table, places = _bf16(4224, 512 if concat else 1536), _bf16(3000, 1536)
@@ -188,6 +193,7 @@ CASES: dict[str, Callable[[], None]] = {
     "add_rms_norm 1536": lambda: _norm(False),
     "bias_gelu exact 6144": lambda: _gelu(True),
     "bias_gelu tanh 6144": lambda: _gelu(False),
+    "packed_bias 12 x 128": lambda: _packed_bias(12, 128),
     "frame_embedding sum": lambda: _embedding(False),
     "frame_embedding concat": lambda: _embedding(True),
     "linear_cross_entropy": _loss,

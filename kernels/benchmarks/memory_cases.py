@@ -13,6 +13,7 @@ from uniaudio.kernels.embedding import reference as embedding_reference
 from uniaudio.kernels.embedding import triton_kernels as embedding
 from uniaudio.kernels.norm import reference as norm_reference
 from uniaudio.kernels.norm import triton_kernels as norm
+from uniaudio.kernels.packed_bias import triton_kernels as packed_bias
 
 ROWS, WIDTH = 24_576, 1536
 FRAMES, VOCABULARY = 16_384, 4224
@@ -38,6 +39,8 @@ EMBEDDING_FORWARD = [embedding.Launch(*form) for form in ((2048, 4), (512, 1), (
 EMBEDDING_BACKWARD = [
     embedding.Launch(*form) for form in ((512, 4, 8), (512, 2, 8), (512, 4, 16), (512, 2, 4), (256, 2, 8), (256, 4, 16), (1024, 4, 8))
 ]
+
+PACKED_BIAS = [packed_bias.Launch(*form) for form in ((256, 16, 4, 8), (256, 16, 4, 4), (512, 8, 4, 8), (256, 32, 8, 4), (128, 32, 4, 8))]
 
 
 def _gradients(
@@ -149,12 +152,30 @@ def _embedding(backward: bool) -> Case:
     return Case(forms, "torch", lambda: plain, truth, 0.0, moved)
 
 
+def _packed_bias() -> Case:
+    """The bias's gradient from a packed gradient; the peer is that of a linear map with an expanded bias."""
+    heads, width = 12, 128
+    grad = random(ROWS, heads, 3, width, grad=False)
+
+    def plain(dtype: torch.dtype) -> Results:
+        query, _, value = grad.sum(0, dtype=dtype).unbind(1)
+        return {"bias": torch.stack((query, value), dim=1)}
+
+    def run(launch: packed_bias.Launch) -> Results:
+        return {"bias": packed_bias.bias_gradient(grad, launch)}
+
+    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in PACKED_BIAS}
+    moved = 4.0 * ROWS * heads * width
+    return Case(forms, "torch", lambda: partial(plain, torch.bfloat16), lambda: plain(torch.float32), 0.0, moved)
+
+
 MEMORY_CASES: dict[str, Callable[[], Case]] = {
     "norm forward": _norm_forward,
     "norm backward": partial(_norm_backward, False),
     "norm backward, biases": partial(_norm_backward, True),
     "gelu forward": partial(_gelu, False),
     "gelu backward": partial(_gelu, True),
+    "packed bias": _packed_bias,
     "embedding forward": partial(_embedding, False),
     "embedding backward": partial(_embedding, True),
 }

@@ -15,6 +15,7 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.parallel import Recompute
 from uniaudio.kernels.activation import bias_gelu
 from uniaudio.kernels.frame_attention import frame_attention
+from uniaudio.kernels.packed_bias import packed_bias_gradient
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
@@ -26,8 +27,9 @@ Attend = Callable[[torch.Tensor], torch.Tensor]  # packed (..., N, 3, H) of this
 class Attention(nn.Module):
     """Packed projection, an attention given by the caller, output projection. No bias on the key (paper, section Model)."""
 
-    def __init__(self, width: int, num_heads: int, *, tensor: TensorParallel) -> None:
+    def __init__(self, width: int, num_heads: int, *, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
+        self.backend = backend
         self.num_heads, self.head_dim = num_heads // tensor.size, width // num_heads
         self.qkv = column_linear(width, 3 * width, tensor, bias_width=2 * width)
         self.out = row_linear(width, width, tensor)
@@ -39,8 +41,11 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        packed = self.qkv(x, self.packed_bias())
-        return self.out(attend(packed.unflatten(-1, (self.num_heads, 3, self.head_dim))))
+        bias = self.packed_bias()
+        packed = self.qkv(x, bias.detach() if self.backend == "triton" else bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
+        if self.backend == "triton":
+            packed = packed_bias_gradient(packed, self.qkv.bias.view(self.num_heads, 2, self.head_dim), backend=self.backend)
+        return self.out(attend(packed))
 
 
 class Mlp(nn.Module):
@@ -73,7 +78,7 @@ class Block(nn.Module):
         super().__init__()
         self.recompute = recompute == "full"
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
-        self.attention = Attention(config.width, num_heads, tensor=tensor)
+        self.attention = Attention(config.width, num_heads, tensor=tensor, backend=backend)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
         # The gradients of these two biases are sums over rows of what the norm between them reads and writes in its backward pass.
