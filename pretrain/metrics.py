@@ -42,10 +42,11 @@ def count_codes(batches: Sequence[Batch], num_tasks: int, vocabulary_size: int) 
 
     In numpy: torch's threads wait for each other at every small operation, 40 ms a step on a host whose cores are busy.
     """
-    rows, frames, levels = batches[0].codes_BTQ.shape
+    levels = batches[0].codes_BTQ.shape[2]
     offsets_Q = np.arange(levels) * vocabulary_size
     histogram = np.zeros(num_tasks * levels * vocabulary_size, dtype=np.int64)
     for batch in batches:
+        rows, frames, _ = batch.codes_BTQ.shape  # of structures that arrange codes, another one each
         ends_BD = np.column_stack([batch.document_starts_BD.numpy(), np.full(rows, frames, dtype=np.int32)])
         lengths_BD = np.diff(ends_BD, axis=1)
         tasks_X = np.repeat(batch.task_ids_BD.numpy().ravel(), lengths_BD.ravel()).astype(np.int64)

@@ -16,6 +16,7 @@ from uniaudio.pretrain.data.patterns import EMPTY, build, frames_of_slots, make_
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.export import model_shapes
 from uniaudio.pretrain.generate.slots import require_frames
+from uniaudio.pretrain.metrics import count_codes
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 STRUCTURES = get_args(Structure)
@@ -93,6 +94,8 @@ def test_arranged_batches_hold_the_same_targets_and_documents(structure: str) ->
     assert after.text_positions_BS.tolist() == [[2, 6 + audio[0] + 2], [2, -1]]
     assert after.positions_BT[0, 6 + audio[0] : 9 + audio[0]].tolist() == [0, 1, 2]
     assert [tensor.dtype for tensor in after.as_tuple()] == [tensor.dtype for tensor in before.as_tuple()]
+    counts = count_codes([after, before], 2, VOCABULARY.size)
+    assert torch.equal(counts, 2 * count_codes([before], 2, VOCABULARY.size)), "batches of unequal lengths, the same codes"
     assert make_arranger(config("parallel"), VOCABULARY) is make_arranger(config("multi_scale"), VOCABULARY) is None
 
 

@@ -4,21 +4,36 @@ import pytest
 import torch
 from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
 
+from uniaudio.configs.finetune import FinetuneConfig, LoraConfig
+from uniaudio.pretrain.model import adapters
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("form", [{**PAPER_FORM, "prefix_lm": True, "gelu": "tanh"}, RELEASED_FORM], ids=["paper", "released"])
-def test_both_backends_give_the_same_losses_and_gradients(form) -> None:
+TUNED = FinetuneConfig(lora=LoraConfig(rank=2), thaw=("*.mlp.down.bias", "head.norm.*"))
+PARALLEL = {**RELEASED_FORM, "structure": "parallel", "local_layers": 0}
+
+
+@pytest.mark.parametrize(
+    ("form", "finetune"),
+    [({**PAPER_FORM, "prefix_lm": True, "gelu": "tanh"}, FinetuneConfig()), (RELEASED_FORM, FinetuneConfig()), (PAPER_FORM, TUNED),
+     (PARALLEL, FinetuneConfig())],
+    ids=["paper", "released", "fine-tuned", "parallel"],
+)  # fmt: skip
+def test_both_backends_give_the_same_losses_and_gradients(form, finetune) -> None:
     batch, found = tiny_batch(9, documents=((4, 3),), frames=8).to(DEVICE), {}
     for backend in ("torch", "triton"):
         model = MultiScaleTransformer(
-            tiny_config(global_layers=1, local_layers=1, **form), VOCABULARY, num_tasks=2, backend=backend, seed=6
-        ).to(DEVICE)
+            tiny_config(**{"global_layers": 1, "local_layers": 1, **form}), VOCABULARY, num_tasks=2, backend=backend, seed=6
+        )
+        adapters.prepare(model, finetune, seed=6)
+        model.to(DEVICE)
         sums, _ = model(batch.as_tuple())
         sums.sum().backward()
-        found[backend] = {"sums": sums.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}
+        trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert all(parameter.grad is None for name, parameter in model.named_parameters() if name not in trained)
+        found[backend] = {"sums": sums.detach()} | trained
     for name, truth in found["torch"].items():
         scale = float(truth.abs().max())
         torch.testing.assert_close(
