@@ -42,7 +42,7 @@ def test_right_jobs_pass():
 def test_what_a_run_needs_is_told():
     sections = SLURM | {"resources": {"nodes": 2, "gpus_per_node": 8, "gpu": "H100", "time_limit_minutes": 1440}}
     memory, time = describe(run(), cluster(**sections))
-    assert memory.startswith("memory of a GPU, estimated from below: weights 1.9 + gradients 1.9 + optimizer 0.7 + activations 19.3 =")
+    assert memory.startswith("memory of a GPU, estimated from below: weights 1.9 + gradients 5.8 + optimizer 0.7 + activations 19.3 =")
     assert time == "time: about 40.1 h at 40% of H100's peak, 2 attempts within the limit"
 
 
