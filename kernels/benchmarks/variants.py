@@ -151,6 +151,9 @@ def compile_form(name: str, form: str) -> str | None:
         torch.cuda.synchronize()
     except (RuntimeError, ValueError) as error:
         return str(error).splitlines()[0][:100]
+    finally:
+        case.cache_clear()  # the inputs of all cases in all workers would fill the card
+        torch.cuda.empty_cache()
     return None
 
 

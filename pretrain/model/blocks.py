@@ -41,10 +41,11 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        bias = self.packed_bias()
-        packed = self.qkv(x, bias.detach() if self.backend == "triton" else bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if self.backend == "triton":
-            packed = packed_bias_gradient(packed, self.qkv.bias.view(self.num_heads, 2, self.head_dim), backend=self.backend)
+        bias, packed_bias = self.qkv.bias.view(self.num_heads, 2, self.head_dim), self.packed_bias()
+        apart = self.backend == "triton"  # the bias's gradient, from a kernel that leaves the keys' zeros out
+        packed = self.qkv(x, packed_bias.detach() if apart else packed_bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
+        if apart:
+            packed = packed_bias_gradient(packed, bias, backend=self.backend)
         return self.out(attend(packed))
 
 
