@@ -41,9 +41,7 @@ def _torch_varlen(qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor) -> 
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
-        raise ValueError(
-            f"varlen_attention: backend torch_varlen | seen: torch {torch.__version__} | allowed: torch 2.11 or newer"
-        ) from error
+        raise fault(OP, "backend torch_varlen", seen=f"torch {torch.__version__}", allowed="torch 2.11 or newer") from error
     more = {"enable_gqa": True} if qkv_BTN3H.shape[3] > 3 else {}
     return packed_attention(
         qkv_BTN3H,
@@ -68,9 +66,7 @@ def _cudnn(qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor) -> torch.T
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if document_starts_BD.shape[1] != 1:
-        raise fault(
-            "varlen_attention", "documents a row with backend cudnn", seen=document_starts_BD.shape[1], allowed="1: it knows no boundaries"
-        )
+        raise fault(OP, "documents a row with backend cudnn", seen=document_starts_BD.shape[1], allowed="1: it knows no boundaries")
     query, key, value = query_key_value(qkv_BTN3H)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -94,8 +90,6 @@ def check_peer(backend: str, qkv_BTN3H: torch.Tensor, prefix_lengths_BD: torch.T
             allowed="backend triton or torch",
         )
     if qkv_BTN3H.dtype not in HALF:
-        raise fault(
-            "varlen_attention", f"dtype of qkv_BTN3H with backend {backend}", seen=qkv_BTN3H.dtype, allowed=", ".join(map(str, HALF))
-        )
+        raise fault(OP, f"dtype of qkv_BTN3H with backend {backend}", seen=qkv_BTN3H.dtype, allowed=", ".join(map(str, HALF)))
     if not qkv_BTN3H.is_cuda:
         raise fault(OP, f"backend {backend} needs CUDA tensors", seen=qkv_BTN3H.device, allowed="cuda")
