@@ -68,10 +68,10 @@ class CheckpointWriter:
         """The checkpoint on its way has met a fault; `wait` raises it. The same on all ranks, but not at the same moment."""
         return self._pending is not None and self._pending.done() and self._pending.result() is not None
 
-    def save(self, step: int, *, next_row: int, clock: dict[str, float] | None = None) -> None:
+    def save(self, step: int, *, next_row: int, order: dict[str, str] | None = None, clock: dict[str, float] | None = None) -> None:
         """Takes the state as it is now; returns once the copies to host memory are on their way.
 
-        next_row: where the data goes on. clock: how the training's time was spent.
+        next_row: where the data goes on, in the order of `order` (`Loader.order`). clock: how the training's time was spent.
 
         Raises:
             UserError: on every rank, where the folder cannot be made, or the checkpoint before could not be written.
@@ -83,7 +83,8 @@ class CheckpointWriter:
             raise self._error(fault)
         rng = _rng_states(self._engine)
         copied = self._snapshot()
-        self._pending = self._thread.submit(self._write, temporary, {"step": step, "row": next_row}, clock or {}, rng, copied)
+        beside = {"clock": clock or {}, "data_order": order or {}}
+        self._pending = self._thread.submit(self._write, temporary, {"step": step, "row": next_row}, beside, rng, copied)
 
     def wait(self) -> None:
         """Until the checkpoint on its way is published.
@@ -152,7 +153,7 @@ class CheckpointWriter:
         self,
         temporary: Path,
         position: dict[str, int],
-        clock: dict[str, float],
+        beside: dict[str, Any],
         rng: dict[str, torch.Tensor],
         copied: torch.cuda.Event | None,
     ) -> str | None:
@@ -162,7 +163,7 @@ class CheckpointWriter:
         reports = self._engine.gather(self._write_rank(temporary, rng), background=True)
         faults = [report for report in reports if isinstance(report, str)]
         final = folder_of(self.root, position["step"])
-        fault = faults[0] if faults else self._on_rank_zero(lambda: _publish(temporary, final, position, clock, self._identity, reports))
+        fault = faults[0] if faults else self._on_rank_zero(lambda: _publish(temporary, final, position, beside, self._identity, reports))
         if fault:
             logger.error("the checkpoint of step %d was not written: %s", position["step"], fault)
             self._on_rank_zero(lambda: shutil.rmtree(temporary, ignore_errors=True))
@@ -273,7 +274,7 @@ def _on_rank_zero(engine: Engine, action: Callable[[], None], *, background: boo
 
 
 def _publish(
-    temporary: Path, final: Path, position: dict[str, int], clock: dict[str, float], identity: Identity, reports: Iterable[dict[str, Any]]
+    temporary: Path, final: Path, position: dict[str, int], beside: dict[str, Any], identity: Identity, reports: Iterable[dict[str, Any]]
 ) -> None:
     files: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
@@ -281,7 +282,7 @@ def _publish(
         files |= report["files"]
         for name, entry in report["parameters"].items():
             parameters.setdefault(name, {**entry, "parts": []})["parts"] += entry["parts"]
-    manifest = make_manifest(identity, position, files, parameters) | {"clock": clock}
+    manifest = make_manifest(identity, position, files, parameters) | beside
     publish_bytes(temporary / MANIFEST, manifest_bytes(manifest))
     if final.exists():  # a damaged one that a resume went behind
         shutil.rmtree(final)

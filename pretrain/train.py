@@ -134,6 +134,7 @@ def train(run: RunConfig) -> int:
     engine = Engine(run, make_model(run, vocabulary, layout, device), layout, device=device)
     restored = _start_from(run, engine, vocabulary)
     if restored:
+        _require_order(restored, engine.gather(loaders.train.order)[0])
         loaders.train.position = DataPosition(**restored.manifest["data_position"])
     if restored and restored.step >= run.train.steps:
         logger.warning("nothing to do: %s is of step %d and train.steps is %d", restored.path, restored.step, run.train.steps)
@@ -186,6 +187,19 @@ def _tell_differences(run: RunConfig, restored: Restored) -> None:
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))
+
+
+def _require_order(restored: Restored, order: dict[str, str]) -> None:
+    """UserError where the checkpoint's place in the data is one in the order of other shards, or of tasks that are defined otherwise."""
+    for what, before in restored.manifest.get("data_order", {}).items():
+        if before != order[what]:
+            raise UserError(
+                f"checkpoint {restored.path} has its place in the order of other {what}",
+                seen=order[what],
+                allowed=before,
+                remedy=f"give it the {what} it was made with (what came since goes to a folder of its own), or begin with its weights: "
+                "train.init_from, and another train.output_dir",
+            )
 
 
 def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Outputs:

@@ -304,7 +304,7 @@ class Trainer:
         logger.info("step %d  held-out loss %.4f (unigram %.4f)", self.step, metrics["valid/loss"], metrics["valid/unigram"])
 
     def _save(self) -> None:
-        self._writer.save(self.step, next_row=self.train.first_row(self.step), clock=self._clock.record())
+        self._writer.save(self.step, next_row=self.train.first_row(self.step), order=self.train.order, clock=self._clock.record())
         self._saved, self._rewinds = self.step, 0
 
     def _leave(self) -> int:

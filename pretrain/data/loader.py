@@ -92,9 +92,9 @@ class Loader:
         return self.micro_rows * self.accumulation * self.ranks
 
     @property
-    def fingerprint(self) -> str:
-        """What a data position belongs to (`Planner.fingerprint`): under another one, an address is another row."""
-        return self.planner.fingerprint
+    def order(self) -> dict[str, str]:
+        """What a data position belongs to (`Planner.order`): under another one, an address is another row."""
+        return self.planner.order
 
     def phase(self, step: int) -> int:
         """Number of the mix's phase that a step belongs to."""

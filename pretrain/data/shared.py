@@ -110,6 +110,11 @@ class SharedLoader:
         """`Loader.metrics` of the reader, for a step whose predecessor was read."""
         return self._metrics[step]
 
+    @property
+    def order(self) -> dict[str, str]:
+        """`Loader.order` on the reader; elsewhere nothing."""
+        return self.reader.order if self.reader else {}
+
     def info(self, step: int) -> dict[str, object]:
         """`Loader.info` on the reader; elsewhere who knows."""
         return self.reader.info(step) if self.reader else {"keys": [f"see rank {self.source}, which read them"]}

@@ -79,6 +79,16 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_and_left_as_it_is(folder:
     assert contents(folder / "run") == before
 
 
+def test_a_resume_on_other_shards_is_refused_and_says_what_changed(folder: Path, tmp_path: Path) -> None:
+    before, more = contents(folder / "run"), tmp_path / "shards"
+    write_random_shards(more, clips=60, valid_clips=20, codebooks=3, text_width=16, frames=(20, 60), clips_per_shard=20)
+    code, errors = train(folder, f"data.shards={more}", "train.steps=6")
+    line = errors.splitlines()[-1]
+    assert code == 2 and "step-00000004 has its place in the order of other shards | seen: 3 shards of 60 clips, sha256 " in line
+    assert "allowed: 2 shards of 40 clips, sha256 " in line and "begin with its weights: train.init_from" in line
+    assert contents(folder / "run") == before
+
+
 def test_a_disk_that_fills_up_keeps_the_checkpoint_before_and_the_training_goes_on_from_there(folder: Path, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (folder / "run" / "checkpoints" / "step-00000002").iterdir())
     run = tmp_path / "disk" / "run"

@@ -267,19 +267,16 @@ def test_threads_plan_the_same_rows(shards) -> None:
     assert found == expected
 
 
-def test_fingerprint_changes_with_what_the_order_depends_on_and_nothing_else(shards, write_shards, tmp_path) -> None:
-    fingerprint = make_planner(shards).fingerprint
+def test_the_order_names_what_it_depends_on_and_nothing_else(shards, write_shards, tmp_path) -> None:
+    order = make_planner(shards).order
     shutil.copytree(shards, tmp_path / "moved")
-    assert make_planner(tmp_path / "moved").fingerprint == fingerprint
-    for same in ({"workers": 2}, {"rows_per_micro_batch": 3}, {"verify": False}, {"bad_shards": "skip"}):
-        assert make_planner(shards, **same).fingerprint == fingerprint
-    other = write_shards(tmp_path / "other", seed=5)
-    more = write_shards(tmp_path / "moved", shards=5)
-    planners = [make_planner(folder) for folder in (other, more)]
-    planners += [
-        make_planner(shards, **change) for change in ({"seed": 1}, {"frames_per_row": 500}, {"tasks": TASKS[::-1]}, {"prompt_seconds": 1.0})
-    ]
-    assert len({fingerprint, *(planner.fingerprint for planner in planners)}) == len(planners) + 1
+    assert make_planner(tmp_path / "moved", workers=2).order == order
+    for changed in (write_shards(tmp_path / "other", seed=5), write_shards(tmp_path / "moved", shards=5)):
+        other = make_planner(changed).order
+        assert other["shards"] != order["shards"] and other["tasks"] == order["tasks"]
+    assert make_planner(tmp_path / "moved").order["shards"].startswith("5 shards of 60 clips, sha256 ")
+    tasks = make_planner(shards, tasks=TASKS[::-1]).order
+    assert tasks["tasks"] != order["tasks"] and tasks["shards"] == order["shards"]
 
 
 @pytest.mark.parametrize(
