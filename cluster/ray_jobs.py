@@ -19,19 +19,24 @@ from uniaudio.cluster.job import Job, Record, create_folder, write_record
 from uniaudio.cluster.target import State, Status
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
+from uniaudio.configs.load import dump_config
 from uniaudio.errors import UserError
 
 _STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "cancelled"}
+_CONFIG = "UNIAUDIO_JOB_CONFIG"
+_IN_A_FOLDER = f'cd "$(mktemp -d)" && printf %s "${_CONFIG}" > config.yaml'
 
 
 def request(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
-    """Arguments of Ray's submit_job: the resolved config travels as the job's working folder.
+    """Arguments of Ray's submit_job: the resolved config travels as a variable, and is written into a temporary folder of the entrypoint.
 
+    Not as Ray's working_dir: a node's agent that unpacks that anew (one that was started again, or a second node of the host) removes the
+    folder below the processes that run in it.
     A farm spreads over the cluster by its own actors; a training asks for the node's GPUs and CPUs for its one entrypoint.
     """
     resources = cluster.resources
     words = [cluster.environment.python or "python", "-m", "uniaudio", job.command, job.config_file.name]
-    environment: dict[str, Any] = {"working_dir": str(job.folder), "env_vars": dict(cluster.environment.variables)}
+    environment: dict[str, Any] = {"env_vars": {**cluster.environment.variables, _CONFIG: dump_config(job.config)}}
     if cluster.ray.pip:
         environment["pip"] = list(cluster.ray.pip)
     content: dict[str, Any] = {
@@ -46,11 +51,11 @@ def request(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
             content["entrypoint_num_gpus"] = resources.gpus_per_node
         if resources.cpus_per_process:
             content["entrypoint_num_cpus"] = resources.cpus_per_process * resources.ranks_per_node
-    return {"entrypoint": shlex.join(words), **content}
+    return {"entrypoint": f"{_IN_A_FOLDER} && exec {shlex.join(words)}", **content}
 
 
 def submit(job: Job, cluster: ClusterConfig) -> Record:
-    """Uploads the job's folder and submits; UserError where the cluster cannot be reached or refuses."""
+    """Makes the job's folder and submits; UserError where the cluster cannot be reached or refuses."""
     with _faults(cluster.ray.address):
         client = JobSubmissionClient(cluster.ray.address)
         create_folder(job)

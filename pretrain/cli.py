@@ -40,6 +40,7 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
 def _train(config: RunConfig, command: list[str]) -> int:
     """Starts the ranks and waits for them, or is one; the exit code."""
     if config.parallel.world_size > 1 and not launch.is_started():
+        launch.require_shards(config)
         launch.require_devices(config)
         return launch.spawn(command, config.parallel.world_size)
     from uniaudio.pretrain.train import train as train_rank

@@ -80,6 +80,13 @@ def require_devices(run: RunConfig) -> None:
         )
 
 
+def require_shards(run: RunConfig) -> None:
+    """Before spawning: UserError where a folder of `data.shards` is missing, which every rank would find out only after its imports."""
+    for place in run.data.folders:
+        if "://" not in place and not Path(place).is_dir():
+            raise UserError("data.shards: no such folder of shards", seen=place, remedy="make it with `uniaudio tokenize FARM.yaml`")
+
+
 @contextmanager
 def only_training(run: RunConfig) -> Iterator[None]:
     """One training an output folder: held by the command that starts the ranks, or by rank 0 of those that another launcher started.

@@ -1,6 +1,8 @@
 """What is sent to a Ray cluster, and what is said where none answers. A real one: tests/integration/test_ray_jobs.py."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from uniaudio.cluster.cli import submit
 from uniaudio.cluster.job import Job, Record
 from uniaudio.configs.cluster import ClusterConfig
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.configs.load import load_config, validate
+from uniaudio.configs.load import dump_config, load_config, validate
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
@@ -27,9 +29,21 @@ def test_a_farm_joins_the_cluster_it_runs_on():
     content = ray_jobs.request(
         Job(FARM, Path("/jobs/tokenize-demo-1"), Path("/")), cluster(ray={"pip": ["uniaudio"], "metadata": {"a": "b"}})
     )
-    assert content["entrypoint"] == "python -m uniaudio tokenize config.yaml ray_address=auto"
-    assert content["runtime_env"] == {"working_dir": "/jobs/tokenize-demo-1", "env_vars": {}, "pip": ["uniaudio"]}
+    assert content["entrypoint"].endswith(" && exec python -m uniaudio tokenize config.yaml ray_address=auto")
+    assert content["runtime_env"] == {"env_vars": {"UNIAUDIO_JOB_CONFIG": dump_config(FARM)}, "pip": ["uniaudio"]}
     assert content["metadata"] == {"a": "b"}
+
+
+def test_the_entrypoint_finds_the_config_in_a_folder_that_is_not_rays(tmp_path):
+    """`sh -c`, as Ray starts it; a stand-in for the interpreter says where it is and what lies there."""
+    python = tmp_path / "a python"
+    python.write_text('#!/bin/sh\n[ "$PWD" != "$WAS" ] && shift 3 && cat "$1"\n')
+    python.chmod(0o755)
+    content = ray_jobs.request(Job(FARM, Path("/jobs/tokenize-demo-1"), Path("/")), cluster(environment={"python": str(python)}))
+    variables = {**os.environ, **content["runtime_env"]["env_vars"], "TMPDIR": str(tmp_path), "WAS": str(tmp_path)}
+    command = ["/bin/sh", "-c", content["entrypoint"]]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == dump_config(FARM)
 
 
 def test_a_training_asks_for_the_resources_of_its_node():

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain import launch
+from uniaudio.pretrain.cli import train
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,13 @@ def test_a_wrong_world_size_prints_every_factor(monkeypatch: pytest.MonkeyPatch)
     assert "seen: WORLD_SIZE 6" in message
     for factor in ("tensor_parallel_size 2", "pipeline_parallel_size 2", "data_parallel_size 2", "= 8 processes"):
         assert factor in message
+
+
+def test_a_missing_folder_of_shards_is_told_before_any_process_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "spawn", lambda *_: pytest.fail("processes were started"))
+    words = ["demo_cpu", "parallel.data_parallel_size=2", f"data.shards={tmp_path}/none", f"train.output_dir={tmp_path}/run"]
+    with pytest.raises(UserError, match=r"data\.shards: no such folder of shards \| seen: .*/none \| remedy: .*uniaudio tokenize"):
+        CliRunner().invoke(train, words, catch_exceptions=False)
 
 
 def test_one_process_becomes_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
