@@ -1,8 +1,9 @@
 """The paper's comparison of structures at a size of one's own: each is trained on the same shards, steps and seed, then measured.
 
 Quality is the loss on held-out clips in nats a code, over all and by level: every structure predicts the same codes. The structures without
-a local stack get its layers as global ones, so that all have about the same number of parameters. Speed: the fastest logged lap. Memory:
-on a GPU the most that was allocated, on a CPU the most that the process held (its libraries are 0.9 GB of it).
+a local stack get its layers as global ones, so that all have about the same number of parameters. On a GPU, speed is the fastest logged
+lap and memory the most that was allocated; on a CPU, whose cores others use too, both are of one forward and backward pass over one batch:
+CPU seconds of one thread (the least of five), and the tensors that are kept for the backward pass.
 
     python tests/structures.py --shards shards --out work/structures --run demo_cpu --steps 200
     python tests/structures.py data.workers=4 --shards shards --out work/structures --run all_tasks_30m --steps 3000 --codebooks 3 8
@@ -12,16 +13,23 @@ A run that is finished is not made again; --only makes some now and others later
 
 import argparse
 import json
-import os
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
 
 from uniaudio.configs.load import load_config
 from uniaudio.configs.model import Structure
 from uniaudio.configs.run import RunConfig
+from uniaudio.pretrain.data.loader import make_loader
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
+from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 # The paper's table (TTS, about 1 B parameters): (structure, codebooks) -> MOS, MCD, GB, s/step.
 PAPER = {
@@ -45,23 +53,48 @@ def structure_overrides(run: RunConfig, structure: Structure, codebooks: int) ->
     return overrides
 
 
-def peak_memory_gb(arguments: Sequence[str]) -> float:
-    """Runs a command to its end; the most memory that its process held. SystemExit where it failed."""
-    process = subprocess.Popen([sys.executable, "-m", "uniaudio", *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
-        sys.exit(f"uniaudio {' '.join(arguments)}: exit code {code}")
-    return usage.ru_maxrss * 1024 / 1e9
+def step_cost(run: RunConfig) -> tuple[float, float]:
+    """(CPU seconds of a forward and backward pass over the run's first batch, GB kept for the backward pass)."""
+    torch.set_num_threads(1)
+    vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
+    loader = make_loader(run.data, run.model, vocabulary)
+    [batch] = loader.step_batches(0)
+    loader.close()
+    model = MultiScaleTransformer(run.model, vocabulary, num_tasks=len(run.data.tasks))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seconds = []
+    for attempt in range(6):
+        began = time.process_time()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor) if attempt == 0 else nullcontext():
+            sums, counts = model(batch.as_tuple())
+        (sums.sum() / counts.sum()).backward()
+        seconds.append(time.process_time() - began)
+    return min(seconds[1:]), sum(kept.values()) / 1e9
 
 
-def measure(folder: Path, memory_gb: float, rows: int) -> dict[str, Any]:
+def train(arguments: Sequence[str]) -> None:
+    """Runs the command to its end. SystemExit where it failed."""
+    if code := subprocess.run([sys.executable, "-m", "uniaudio", "train", *arguments], check=False).returncode:
+        sys.exit(f"uniaudio train {' '.join(arguments)}: exit code {code}")
+
+
+def measure(folder: Path, run: RunConfig, rows: int) -> dict[str, Any]:
     """The figures of a finished run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    laps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line]
     gpu = [line["system/gpu_memory_gb"] for line in lines if "system/gpu_memory_gb" in line]
+    lap = min(line["seconds_per_step"] for line in lines if "seconds_per_step" in line)
+    seconds, memory = (lap, max(gpu)) if gpu else step_cost(run)
     command = [sys.executable, "-m", "uniaudio", "evaluate", str(folder), "--clips", "0", "--rows", str(rows), "--json"]
     tasks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["tasks"]
-    parameters = sum(_size(entry["shape"]) for entry in json.loads(newest_manifest(folder).read_text())["parameters"].values())
+    parameters = sum(math.prod(entry["shape"]) for entry in json.loads(newest_manifest(folder).read_text())["parameters"].values())
     held_out = next(line for line in reversed(lines) if "valid/loss" in line)
     return {
         "parameters": parameters,
@@ -69,21 +102,14 @@ def measure(folder: Path, memory_gb: float, rows: int) -> dict[str, Any]:
         "unigram": held_out["valid/unigram"],
         "by_level": [held_out[key] for key in sorted(held_out) if key.startswith("valid/loss/level/")],
         "tasks": {name: {key: found[key] for key in ("loss", "accuracy", "accuracy_by_level")} for name, found in tasks.items()},
-        "seconds_per_step": min(laps),
-        "memory_gb": max(gpu) if gpu else memory_gb,
+        "seconds_per_step": seconds,
+        "memory_gb": memory,
     }
 
 
 def newest_manifest(folder: Path) -> Path:
     """Of a run's newest checkpoint."""
     return sorted(folder.glob("checkpoints/step-*/manifest.json"))[-1]
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -105,7 +131,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         row += ["-"] * (levels - len(found["by_level"]))
         row += [f"{100 * found['tasks'][task]['accuracy']['mean']:.2f}" if task in found["tasks"] else "-" for task in tasks]
         paper = PAPER.get((structure, int(codebooks)))
-        rows.append([*row, f"{found['memory_gb']:.2f}", f"{found['seconds_per_step']:.3f}", ", ".join(map(str, paper)) if paper else "-"])
+        rows.append([*row, f"{found['memory_gb']:.3f}", f"{found['seconds_per_step']:.3f}", ", ".join(map(str, paper)) if paper else "-"])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -129,8 +155,9 @@ def main() -> int:
                 continue
             run = load_config(RunConfig, arguments.run, folder="runs", overrides=common)
             overrides = [*common, *structure_overrides(run, structure, codebooks), f"train.output_dir={folder}"]
-            memory = peak_memory_gb(["train", arguments.run, *overrides])
-            (folder / "result.json").write_text(json.dumps(measure(folder, memory, arguments.rows), indent=1))
+            train([arguments.run, *overrides])
+            made = load_config(RunConfig, arguments.run, folder="runs", overrides=overrides)
+            (folder / "result.json").write_text(json.dumps(measure(folder, made, arguments.rows), indent=1))
     results = {path.parent.name: json.loads(path.read_text()) for path in sorted(arguments.out.glob("*/result.json"))}
     text = table(results)
     (arguments.out / "structures.md").write_text(text)

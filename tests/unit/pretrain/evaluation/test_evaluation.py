@@ -105,6 +105,21 @@ def test_likelihood_is_that_of_the_logits(run: RunConfig, model: MultiScaleTrans
     assert np.mean(found.loss_by_level) == pytest.approx(found.loss.mean, rel=0.05) and 0 < found.unigram < math.log(1024)
 
 
+def test_structures_without_a_local_stack_are_compared_by_their_likelihood(run: RunConfig) -> None:
+    shape = run.model.model_copy(update={"structure": "delay", "local_layers": 0})
+    other = Evaluator(
+        MultiScaleTransformer(shape, VOCABULARY, num_tasks=3, seed=0), run.model_copy(update={"model": shape}), VOCABULARY, {}
+    )
+    [result] = other.evaluate(Plan(("se",), clips=0, rows=4))
+    plain = HeldOutTask(run, VOCABULARY, "se", rows=4).batches
+    assert result.likelihood.documents == sum(int((batch.task_ids_BD >= 0).sum()) for batch in plain)
+    assert result.likelihood.loss.mean == pytest.approx(math.log(VOCABULARY.size), abs=1), (
+        "of the same documents, in another order of codes"
+    )
+    with pytest.raises(UserError, match=r"generation is of multi-scale models .*--clips 0"):
+        next(iter(other.evaluate(Plan(("se",), clips=1))))
+
+
 def test_rows_bound_the_model_and_follow_the_source(evaluator: Evaluator) -> None:
     [result] = evaluator.evaluate(Plan(("se",), clips=3, rows=4, measures=("si_sdr", "dnsmos")))
     assert list(result.rows) == ["model", "input", "resynthesis", "unigram"]
