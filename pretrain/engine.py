@@ -354,9 +354,7 @@ class Engine:
         tensors = {key: self._padded(slot, tensor) for key, tensor in tensors.items()}
         master = tensors.get("master", tensors["weight"]).float()
         moments = {key: tensors[key] for key in MOMENTS if key in tensors}
-        if not slot.trained:
-            slot.parameter.copy_(tensors["weight"])
-        elif self._plain:
+        if self._plain or not slot.trained:
             slot.parameter.copy_(master)
             for key, tensor in moments.items():
                 self._base.state[slot.parameter][key].copy_(tensor)

@@ -12,20 +12,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 TUNED = FinetuneConfig(lora=LoraConfig(rank=2), thaw=("*.mlp.down.bias", "head.norm.*"))
-PARALLEL = {**RELEASED_FORM, "structure": "parallel", "local_layers": 0}
 
 
 @pytest.mark.parametrize(
     ("form", "finetune"),
-    [({**PAPER_FORM, "prefix_lm": True, "gelu": "tanh"}, FinetuneConfig()), (RELEASED_FORM, FinetuneConfig()), (PAPER_FORM, TUNED),
-     (PARALLEL, FinetuneConfig())],
-    ids=["paper", "released", "fine-tuned", "parallel"],
-)  # fmt: skip
+    [({**PAPER_FORM, "prefix_lm": True, "gelu": "tanh"}, FinetuneConfig()), (RELEASED_FORM, FinetuneConfig()), (PAPER_FORM, TUNED)],
+    ids=["paper", "released", "fine-tuned"],
+)
 def test_both_backends_give_the_same_losses_and_gradients(form, finetune) -> None:
     batch, found = tiny_batch(9, documents=((4, 3),), frames=8).to(DEVICE), {}
     for backend in ("torch", "triton"):
         model = MultiScaleTransformer(
-            tiny_config(**{"global_layers": 1, "local_layers": 1, **form}), VOCABULARY, num_tasks=2, backend=backend, seed=6
+            tiny_config(global_layers=1, local_layers=1, **form), VOCABULARY, num_tasks=2, backend=backend, seed=6
         )
         adapters.prepare(model, finetune, seed=6)
         model.to(DEVICE)
