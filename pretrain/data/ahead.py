@@ -61,11 +61,14 @@ class Alone:
             rows = [self.rows_of(number) for number in numbers]
             free = iter(self.assembler.memory.take(sum(map(len, rows))))
             slots = [[next(free) for _ in step_rows] for step_rows in rows]
-            made = _fill(self.assembler, rows, slots)
-            batches = [[self.assembler.memory.batch(slot) for slot in step_slots] for step_slots in slots]
-            self._made = {number: (batches[place], made[place]) for place, number in enumerate(numbers[: len(made)])}
+            outcomes = _fill(self.assembler, rows, slots)
+            filled = [[self.assembler.memory.batch(slot) for slot in step_slots] for step_slots in slots]
+            self._made = dict(zip(numbers, zip(filled, outcomes)))
         self._next = step + 1
-        return _unless_fault(*self._made.pop(step))
+        batches, made = self._made.pop(step)
+        if isinstance(made, UserError):
+            raise made
+        return batches, made
 
     def close(self) -> None:
         """Forgets what is ahead."""
@@ -91,7 +94,10 @@ class Workers:
             request = next(self._coming)
             self._came.extend(zip(request.slots, request.made))
         slots, made = self._came.popleft()
-        return _unless_fault([self._shared.deliver(slot) for slot in slots], made)
+        if isinstance(made, UserError):
+            self.close()  # what was asked for behind it begins at another step
+            raise made
+        return [self._shared.deliver(slot) for slot in slots], made
 
     def close(self) -> None:
         """Ends the processes. (Dropped with this object they would live on: their iterator refers to the loader, which refers to this.)"""
@@ -113,12 +119,6 @@ class Workers:
         return iter(loader)
 
 
-def _unless_fault(batches: list[Batch], made: Made) -> tuple[list[Batch], int]:
-    if isinstance(made, UserError):
-        raise made
-    return batches, made
-
-
 @dataclass(frozen=True)
 class _Request:
     """Steps that a process is asked for: the slots to fill, with which rows; and, on its way back, what came of it and no rows."""
@@ -137,9 +137,8 @@ class _Requests:
     def __iter__(self) -> Iterator[_Request]:
         step, workers = self.step, self.workers
         for number in itertools.count():
-            size = min(
-                workers.together, 2 ** (number // (2 * _ASKED_PER_WORKER * workers.count))
-            )  # the first step is not to wait for others
+            doublings = number // (2 * _ASKED_PER_WORKER * workers.count)  # the first step is not to wait for others
+            size = min(workers.together, 2**doublings)
             rows = [workers.rows_of(each) for each in range(step, step + size)]
             yield _Request([[self.shared.promise() for _ in step_rows] for step_rows in rows], rows, [])
             step += size

@@ -368,8 +368,7 @@ def test_steps_made_together_fail_at_the_step_that_cannot_be_made(shards, tmp_pa
     """However many steps go together, all before the one that reads the bad shard come, and its fault names what is wrong."""
     copy, whole, first_use = broken(shards, tmp_path), open_loader(shards, shards_per_block=1), {}
     for step in range(40):
-        rows = whole.step_rows(step)
-        for shard in set().union(*(touched(whole, rows, d) for d in range(len(rows.documents)))):
+        for shard in shards_of(whole, step):
             first_use.setdefault(shard, step)
     bad, fault_step = max(first_use.items(), key=lambda used: used[1])
     assert fault_step > 2
@@ -379,6 +378,8 @@ def test_steps_made_together_fail_at_the_step_that_cannot_be_made(shards, tmp_pa
         assert same(loader.step_batches(step), whole.step_batches(step))
     with pytest.raises(UserError, match=rf"{bad}\.tar cannot be opened"):
         loader.step_batches(fault_step)
+    behind = next(step for step in range(fault_step + 1, 99) if not shards_of(whole, step) & {bad})
+    assert same(loader.step_batches(behind), whole.step_batches(behind)), "steps behind it are still themselves"
     loader.close()
 
 
@@ -422,6 +423,12 @@ def test_bad_shards_become_padding_and_are_counted(shards, tmp_path, workers, ca
     assert lost == loader.skipped == loader.metrics(steps)["data/skipped_documents"] > 0
     assert {record.args[0] for record in caplog.records if "padding stands for" in record.msg} == bad
     loader.close()
+
+
+def shards_of(loader: Loader, step: int) -> set[str]:
+    """Names of the shards that a step reads."""
+    rows = loader.step_rows(step)
+    return set().union(*(touched(loader, rows, d) for d in range(len(rows.documents))))
 
 
 def touched(loader: Loader, rows: Rows, d: int) -> set[str]:
