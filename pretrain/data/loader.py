@@ -108,7 +108,7 @@ class Loader:
             phase, begin = self.phase(step), self.planner.phase_steps[self.phase(step)]
             if begin > self.position.step:
                 self._addresses.setdefault(begin, 0)
-            known = max(number for number in self._addresses if begin <= number <= step)
+            known = step if step in self._addresses else max(number for number in self._addresses if begin <= number <= step)
             at = self.planner.skip(phase, self._addresses[known], (step - known) * self.rows_per_step)
             self._keep(step, at)
             return at
