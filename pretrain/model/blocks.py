@@ -83,9 +83,11 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
         # The gradients of these two biases are sums over rows of what the norm between them reads and writes in its backward pass.
-        self.norm_sums_biases = backend == "triton" and tensor.size == 1
-        if self.norm_sums_biases:
-            self.attention.out.bias_gradient_elsewhere = self.mlp.down.bias_gradient_elsewhere = True
+        self.let_norm_sum_biases(backend == "triton" and tensor.size == 1)
+
+    def let_norm_sum_biases(self, chosen: bool) -> None:
+        """Whether they do; not where a parameter exists only while its own layer runs (ZeRO-3)."""
+        self.norm_sums_biases = self.attention.out.bias_gradient_elsewhere = self.mlp.down.bias_gradient_elsewhere = chosen
 
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""

@@ -39,6 +39,20 @@ def test_both_backends_give_the_same_losses_and_gradients(form, finetune) -> Non
         )
 
 
+def test_biases_that_sum_their_own_gradients_get_the_same() -> None:
+    batch, found = tiny_batch(9, documents=((4, 3),), frames=8).to(DEVICE), []
+    for chosen in (True, False):
+        model = MultiScaleTransformer(tiny_config(global_layers=1, local_layers=1), VOCABULARY, num_tasks=2, backend="triton", seed=6)
+        for block in (*model.global_blocks, *model.local_blocks):
+            assert block.norm_sums_biases
+            block.let_norm_sum_biases(chosen)
+        model.to(DEVICE)(batch.as_tuple())[0].sum().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters() if name.endswith(("out.bias", "down.bias"))})
+    assert len(found[0]) == 4
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+
+
 def test_a_librarys_attention_is_called_by_its_name() -> None:
     batch = tiny_batch(9, documents=((4, 3),), frames=8)
     model = MultiScaleTransformer(tiny_config(global_layers=1, local_layers=1, attention="torch_varlen"), VOCABULARY, num_tasks=2, seed=6)
