@@ -89,9 +89,8 @@ class BatchAssembler:
             self._raw = np.zeros(size, np.uint16)
         straight = self._is_straight[part] & (columns == levels)
         chosen, others = np.flatnonzero(straight), np.flatnonzero(~straight)
-        numbers = (
-            np.where(self._is_states[part[others]], pieces["count"][others], pieces["rows"][others]).astype(np.int64) * columns[others]
-        )
+        taken = np.where(self._is_states[part], pieces["count"], pieces["rows"])[others]
+        numbers = taken.astype(np.int64) * columns[others]
         ends = np.cumsum(numbers)
         starts = ends - numbers
         if len(self._scratch) < (size := int(numbers.sum())):
@@ -205,21 +204,21 @@ class BatchAssembler:
     def _number(self, work: Work, row: int, raw: np.ndarray, codes: np.ndarray) -> None:
         """Raw codes to ids. What is not audio is left over from another row, inside its codebook, and will be written over."""
         ids = self._ids
-        if raw.max() >= self._entries:  # over all levels: a pass over contiguous memory
-            self._raw = np.zeros(0, np.uint16)  # nothing of it is to be left over
-            self._name_the_stray(work, row, raw)
         for level in range(ids.shape[1]):  # column by column, then whole: three times as fast as one broadcast sum of strided columns
             ids[:, level] = raw[:, level]
+        if raw.max() >= self._entries:  # over all levels: a pass over contiguous memory
+            raw[:] = 0  # nothing of it is to be left over
+            self._name_the_stray(work, row, ids)
         np.add(ids, self._offsets, out=ids)
         codes[:] = ids
 
     def _name_the_stray(self, work: Work, row: int, raw: np.ndarray) -> None:
-        """Raises UserError for the first code outside its codebook, where it is of a level that the model has."""
-        inside = raw[:, : self._ids.shape[1]]
-        for frame in np.flatnonzero((inside >= self._entries).any(axis=1)).tolist():
+        """Raises UserError for the first of the raw codes (T, Q) that is outside its codebook: of the levels that the model has, and of a
+        document that is not lost."""
+        for frame in np.flatnonzero((raw >= self._entries).any(axis=1)).tolist():
             piece = int(np.flatnonzero((work.row[work.owner] == row) & (work.at <= frame))[-1])
             if (owner := int(work.owner[piece])) not in work.lost:
-                check_range(inside[frame], self.parts[work.layout.pieces["part"][piece]], lambda: self.key(work.documents, owner))
+                check_range(raw[frame], self.parts[work.layout.pieces["part"][piece]], lambda: self.key(work.documents, owner))
 
     def _write_states(self, work: Work, row: int, sheet: "_Sheet", b: int) -> None:
         """The text states of a row, one after another, and where they stand."""

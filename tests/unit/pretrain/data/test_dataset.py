@@ -8,6 +8,7 @@ from plain import Plain
 from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.configs.load import shipped
 from uniaudio.configs.tasks import load_tasks
+from uniaudio.errors import UserError
 from uniaudio.pretrain.data.clips import load_clips
 from uniaudio.pretrain.data.loader import make_loader
 from uniaudio.pretrain.data.mix import Service
@@ -62,6 +63,29 @@ def test_every_tensor_equals_the_plain_builders(shards, num_codebooks, changes) 
         seen |= set(rows.documents.task.tolist())
     assert seen == set(range(16)) or changes, "every task occurs"
     loader.close()
+
+
+def test_codes_outside_their_codebook_in_levels_that_the_model_lacks_do_no_harm(tmp_path) -> None:
+    rng = np.random.default_rng(4)
+    for unit in range(2):
+        made = [(f"c{unit}-{n}", rng.integers(0, 1024, (int(rng.integers(60, 150)), 4)).astype(np.uint16)) for n in range(8)]
+        for _, audio in made:
+            audio[::7, 3] = 5000
+        text = rng.normal(size=(3, 8)).astype(np.float16)
+        meta: dict[str, object] = {"kind": "sound", "seconds": 2.0}
+        write_shard(
+            tmp_path, "train", unit, [TokenizedClip(key, meta, {"audio": audio, "text": text}) for key, audio in made], tokenizers={}
+        )
+    data = DataConfig(shards=str(tmp_path), tasks=("sound",), frames_per_row=400, rows_per_micro_batch=2, max_text_states_per_row=24)
+    loader = make_loader(data, ModelConfig(text_width=8), load_vocabulary("paper"))
+    plain = Plain(loader)
+    for step in range(6):
+        (rows,), (batch,) = loader.rank_rows(step), loader.step_batches(step)
+        assert all(map(torch.equal, batch.as_tuple(), plain.batch(rows).as_tuple()))
+    wide = make_loader(data, ModelConfig(text_width=8, num_codebooks=4), load_vocabulary("paper", 4))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"sound/train-\d+/c\d-\d: a code of view audio lies outside audio.*seen: 5000"):
+            wide.step_batches(0)
 
 
 def test_every_shipped_task_finds_clips(shards) -> None:
