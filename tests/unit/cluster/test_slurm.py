@@ -70,6 +70,28 @@ def test_script_is_valid_bash(name, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_ray_head_that_cannot_start_ends_the_attempt_and_is_told(tmp_path):
+    """Stand-ins for Slurm's commands: every step fails at once, as that of a head whose port is taken."""
+    for name, text in {"srun": "exit 1", "scontrol": '[ "$1" != show ] || printf "n1\\nn2\\n"', "sbatch": "exit 0"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    sections = {"resources": {"nodes": 2, "cpus_per_process": 2}, "environment": PYTHON, "preflight": {"enabled": False}}
+    cluster = validate(ClusterConfig, {"kind": "slurm", **sections}, source="cluster.yaml")
+    job = Job(load_config(FarmConfig, "demo", folder="farms"), tmp_path / "job", tmp_path)
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["/bin/bash", "-c", slurm.render(job, cluster)], env=variables, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "uniaudio: error: Ray's head on n1 did not start" in done.stderr
+    assert (tmp_path / "job" / "attempts").read_text().split()[3:] == ["69", "-"]
+    assert "ended with exit code 69: queued again" in done.stdout
+
+
 def test_dependencies_are_directives():
     assert "#SBATCH --dependency=afterok:17:18\n" in script("train", ("17", "18"))
 
