@@ -212,7 +212,8 @@ def test_a_farm_over_two_nodes_and_the_training_that_waits_for_it(slurm, place, 
     assert place.state("train-out-1") == "queued"
     slurm.wait_for(lambda: place.attempts("train-out-1"), seconds=200)
     assert place.attempts("tokenize-farm-1") == place.attempts("train-out-1") == [["0", "-"]], place.output()
-    assert json.loads((place.folder / "shards" / "farm.json").read_text())["last_work"]["workers"] == 2
+    assert place.output().count("Ray runtime started") == 2, "both nodes; whether the second has work left depends on how soon it comes up"
+    assert json.loads((place.folder / "shards" / "farm.json").read_text())["totals"]["clips"] == 12
     assert len(place.losses()) == 3
 
 
