@@ -90,18 +90,18 @@ def _add_rows(
 
 @triton.jit
 def _sum_chunks(
-    grad_rows, keys, order, partial, count, first_key, last_key, first_place,
+    grad_rows, keys, order, partial, first_key, last_key, first_place,
     SHARED: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum of a chunk of the sorted list, where it is whole and all one id of this table."""
-    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    """Sum of a whole chunk of the sorted list, where it is all one id of this table."""
+    chunk = tl.program_id(0).to(tl.int64)
+    begin = chunk * CHUNK
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if begin + CHUNK <= count:
-        key = tl.load(keys + begin).to(tl.int32)
-        if (key == tl.load(keys + begin + CHUNK - 1).to(tl.int32)) & (key >= first_key) & (key < last_key):
-            total = tl.zeros((ROWS, BLOCK), tl.float32)
-            total = _add_rows(total, grad_rows, order, begin, begin + CHUNK, first_place, col, SHARED, E, ROWS)
-            tl.store(partial + tl.program_id(0).to(tl.int64) * E + col, tl.sum(total, axis=0), mask=col < E)
+    key = tl.load(keys + begin).to(tl.int32)
+    if (key == tl.load(keys + begin + CHUNK - 1).to(tl.int32)) & (key >= first_key) & (key < last_key):
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        total = _add_rows(total, grad_rows, order, begin, begin + CHUNK, first_place, col, SHARED, E, ROWS)
+        tl.store(partial + chunk * E + col, tl.sum(total, axis=0), mask=col < E)
 
 
 @triton.jit
@@ -192,7 +192,7 @@ def table_gradient(
     sizes = (shared, width, CHUNK, launch.rows, columns)
     if chunks:
         _sum_chunks[(chunks, blocks)](
-            grad_rows, ids.keys, ids.order, partial, ids.keys.numel(), first_key, first_key + rows, first_place, *sizes,
+            grad_rows, ids.keys, ids.order, partial, first_key, first_key + rows, first_place, *sizes,
             num_warps=launch.warps,
         )  # fmt: skip
     _sum_ids[(rows, blocks)](grad_rows, ids.order, ids.starts, partial, grad, first_key, first_place, *sizes, num_warps=launch.warps)
