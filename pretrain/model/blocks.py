@@ -27,6 +27,8 @@ Attend = Callable[[torch.Tensor], torch.Tensor]  # packed (..., N, 3, H) of this
 class Attention(nn.Module):
     """Packed projection, an attention given by the caller, output projection. No bias on the key (paper, section Model)."""
 
+    bias_gradient_apart = False  # by a kernel that leaves the keys' zeros out
+
     def __init__(self, width: int, num_heads: int, *, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
         self.backend = backend
@@ -41,11 +43,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        bias, packed_bias = self.qkv.bias.view(self.num_heads, 2, self.head_dim), self.packed_bias()
-        apart = self.backend == "triton"  # the bias's gradient, from a kernel that leaves the keys' zeros out
-        packed = self.qkv(x, packed_bias.detach() if apart else packed_bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
+        bias, apart = self.packed_bias(), self.bias_gradient_apart
+        packed = self.qkv(x, bias.detach() if apart else bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
         if apart:
-            packed = packed_bias_gradient(packed, bias, backend=self.backend)
+            packed = packed_bias_gradient(packed, self.qkv.bias.view(self.num_heads, 2, self.head_dim), backend=self.backend)
         return self.out(attend(packed))
 
 
@@ -82,11 +83,12 @@ class Block(nn.Module):
         self.attention = Attention(config.width, num_heads, tensor=tensor, backend=backend)
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
-        # The gradients of these two biases are sums over rows of what the norm between them reads and writes in its backward pass.
-        self.let_norm_sum_biases(backend == "triton" and tensor.size == 1)
+        # The gradients of the biases behind are sums over rows of what the norm between them reads and writes in its backward pass.
+        self.let_kernels_sum_biases(backend == "triton" and tensor.size == 1)
 
-    def let_norm_sum_biases(self, chosen: bool) -> None:
-        """Whether they do; not where a parameter exists only while its own layer runs (ZeRO-3)."""
+    def let_kernels_sum_biases(self, chosen: bool) -> None:
+        """Whether the norm and the packed bias's kernel do; not where a parameter exists only while its own layer runs (ZeRO-3)."""
+        self.attention.bias_gradient_apart = chosen
         self.norm_sums_biases = self.attention.out.bias_gradient_elsewhere = self.mlp.down.bias_gradient_elsewhere = chosen
 
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:

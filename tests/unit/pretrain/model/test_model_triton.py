@@ -45,10 +45,12 @@ def test_biases_that_sum_their_own_gradients_get_the_same() -> None:
         model = MultiScaleTransformer(tiny_config(global_layers=1, local_layers=1), VOCABULARY, num_tasks=2, backend="triton", seed=6)
         for block in (*model.global_blocks, *model.local_blocks):
             assert block.norm_sums_biases
-            block.let_norm_sum_biases(chosen)
+            block.let_kernels_sum_biases(chosen)
         model.to(DEVICE)(batch.as_tuple())[0].sum().backward()
-        found.append({name: parameter.grad for name, parameter in model.named_parameters() if name.endswith(("out.bias", "down.bias"))})
-    assert len(found[0]) == 4
+        found.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if name.endswith(("qkv.bias", "out.bias", "down.bias"))}
+        )
+    assert len(found[0]) == 6
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name])
 
