@@ -67,7 +67,7 @@ class Setting:
         kept = folder / "held_out.json"
         if not kept.exists():
             words = ["evaluate", str(folder), "--clips", "0", "--rows", str(self.rows), "--shards", str(self.shards), "--json"]
-            made = subprocess.run([sys.executable, "-m", "uniaudio", *words], check=True, capture_output=True, text=True).stdout
+            made = subprocess.run([sys.executable, "-m", "uniaudio", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
             kept.write_text(made)
         found = json.loads(kept.read_text())["tasks"]
         losses = {task: found[task]["loss"]["mean"] for task in found}

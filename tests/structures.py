@@ -93,7 +93,7 @@ def measure(folder: Path, run: RunConfig, rows: int) -> dict[str, Any]:
     lap = min(line["seconds_per_step"] for line in lines if "seconds_per_step" in line)
     seconds, memory = (lap, max(gpu)) if gpu else step_cost(run)
     command = [sys.executable, "-m", "uniaudio", "evaluate", str(folder), "--clips", "0", "--rows", str(rows), "--json"]
-    tasks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["tasks"]
+    tasks = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)["tasks"]
     parameters = sum(math.prod(entry["shape"]) for entry in json.loads(newest_manifest(folder).read_text())["parameters"].values())
     held_out = next(line for line in reversed(lines) if "valid/loss" in line)
     return {
