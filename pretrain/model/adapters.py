@@ -1,6 +1,6 @@
 """Fine-tuning's changes to a built model: low-rank adapters beside products of the blocks, and which parameters are frozen.
 
-Which those are is `configs.finetune`; names as there. What a checkpoint with adapters reads as is `pretrain.merge`.
+Which those are is `configs.finetune`; names as there. What a checkpoint with adapters reads as is `pretrain.cuts.read_merged`.
 """
 
 import torch
