@@ -204,6 +204,7 @@ class Engine:
             raise ValueError(f"{len(batches)} micro-batches; optim.gradient_accumulation is {self._micro_batches}")
         for group in self._base.param_groups:
             group["lr"] = learning_rate
+        target_counts = [batch.target_count for batch in batches]  # while they lie on the host
         batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
         self._set_loss_scale(batches)
         self._totals.zero_()
@@ -213,8 +214,8 @@ class Engine:
             self.stopwatch.mark("pipeline")
         else:
             self._deepspeed.train()
-            for batch in batches:
-                sums_KQ, counts_KQ = self._deepspeed(batch.as_tuple())
+            for batch, target_count in zip(batches, target_counts):
+                sums_KQ, counts_KQ = self._deepspeed(batch.as_tuple(), target_count=target_count)
                 self.stopwatch.mark("forward")
                 self._deepspeed.backward(self._collect(sums_KQ, counts_KQ))
                 self.stopwatch.mark("backward")

@@ -30,12 +30,14 @@ def linear_cross_entropy(
     num_valid: int,
     backend: Backend,
     group: dist.ProcessGroup | None = None,
+    count: int | None = None,
 ) -> torch.Tensor:
     """-log softmax(hidden . weight^T)[target] of each code that the mask counts, (X,) float32; 0 where it does not.
 
     hidden_XD (X, D), weight_VD (V, D) of one float dtype; targets_X (X,) int64 in [0, num_valid) wherever mask_X (X,), integer or bool,
     is not 0. Rows num_valid.. of the vocabulary are padding and never count. With a `group`, weight_VD is this rank's V rows, in rank
     order; every rank holds the same hidden states and gets the same losses, and the gradient of hidden_XD is summed over the group.
+    `count`: how many codes the mask counts, from whoever made it; else the host waits for the device to know.
     Differentiable in hidden_XD and weight_VD. Raises ValueError on any other input.
     """
     check_shape(OP, "hidden_XD", hidden_XD, (None, None))
@@ -52,7 +54,7 @@ def linear_cross_entropy(
     if not 1 <= num_valid <= rows:
         raise fault(OP, "num_valid", seen=num_valid, allowed=f"1 to {rows}, the rows of the vocabulary")
     if backend == "torch":
-        return reference.linear_cross_entropy(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group)
+        return reference.linear_cross_entropy(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group, count)
     from uniaudio.kernels.loss.triton_kernels import LinearCrossEntropy  # here: the torch path works without Triton
 
-    return LinearCrossEntropy.apply(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group)
+    return LinearCrossEntropy.apply(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group, count)

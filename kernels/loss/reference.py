@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
+from uniaudio.kernels.loss.places import counted_places
+
 CODES_A_CHUNK = 4_096
 
 
@@ -78,11 +80,12 @@ def linear_cross_entropy(
     mask_X: torch.Tensor,
     num_valid: int,
     group: dist.ProcessGroup | None,
+    count: int | None = None,
 ) -> torch.Tensor:
     """Losses (X,) in float32 (float64 for float64 input); 0, and no gradient, where the mask is 0."""
     if group is not None:
         hidden_XD = _CopyToGroup.apply(hidden_XD, group)
-    counted_C = mask_X.nonzero().squeeze(1)
+    counted_C = counted_places(mask_X, count)
     losses_X = hidden_XD.new_zeros(hidden_XD.shape[0], dtype=torch.promote_types(hidden_XD.dtype, torch.float32))
     parts = [
         checkpoint(_chunk_losses, hidden_XD[rows], weight_VD, targets_X[rows], num_valid, group, use_reentrant=False)

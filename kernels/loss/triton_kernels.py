@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from uniaudio.kernels.loss.places import counted_places
+
 # 69 MB of bf16 logits at V 4224: larger products run nearer to the peak than smaller logits save by staying in the L2 cache.
 CODES_A_CHUNK = 8_192
 BLOCK = 2_048  # logits a step
@@ -119,10 +121,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         mask_X: torch.Tensor,
         num_valid: int,
         group: dist.ProcessGroup | None,
+        count: int | None,
     ) -> torch.Tensor:
         ctx.first = weight_VD.shape[0] * dist.get_rank(group) if group is not None else 0
         ctx.num_valid, ctx.group = num_valid, group
-        counted_C = mask_X.nonzero().squeeze(1)
+        counted_C = counted_places(mask_X, count)
         targets_C = targets_X[counted_C]
         highest_C, sum_C, picked_C = statistics(hidden_XD, weight_VD, targets_C, counted_C, ctx.first, num_valid)
         if group is not None:
@@ -139,11 +142,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
+    def backward(ctx: FunctionCtx, grad_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None, None]:
         hidden_XD, weight_VD, targets_C, counted_C, log_sums_C = ctx.saved_tensors
         grad_hidden_XD, grad_weight_VD = gradients(
             hidden_XD, weight_VD, targets_C, counted_C, log_sums_C, grad_X[counted_C].contiguous(), ctx.first, ctx.num_valid
         )
         if ctx.group is not None:
             dist.all_reduce(grad_hidden_XD, group=ctx.group)
-        return grad_hidden_XD, grad_weight_VD, None, None, None, None
+        return grad_hidden_XD, grad_weight_VD, None, None, None, None, None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from uniaudio.configs.model import ModelConfig
+from uniaudio.kernels.loss.places import counted_places
 from uniaudio.pretrain.data.batch import document_ids_BT
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
@@ -29,16 +30,19 @@ class Head(nn.Module):
         """(..., D) -> (..., V), whole on every rank, without the padding rows."""
         return vocabulary_logits(self.norm(hidden), self.projection.weight, num_valid=self.vocabulary_size, tensor=self.tensor)
 
-    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were."""
+    def forward(self, state: tuple[torch.Tensor, ...], target_count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were.
+
+        target_count: of all target codes, where the host knows it; else it waits for the device to tell.
+        """
         now = State(*state)
         targets_X, mask_X = now.codes_BTQ.flatten(), now.target_mask_BTQ.flatten()
         if self.sparse:
-            kept = mask_X.nonzero().squeeze(1)
-            losses = self._losses(now.hidden.flatten(0, 1)[kept], targets_X[kept], mask_X[kept])
+            kept = counted_places(mask_X, target_count)
+            losses = self._losses(now.hidden.flatten(0, 1)[kept], targets_X[kept], mask_X[kept], target_count)
             losses_X = losses.new_zeros(len(mask_X)).index_copy(0, kept, losses)
         else:
-            losses_X = self._losses(now.hidden, targets_X, mask_X)
+            losses_X = self._losses(now.hidden, targets_X, mask_X, target_count)
         _, frames, levels = now.codes_BTQ.shape
         tasks_X = now.task_ids_BD.gather(1, document_ids_BT(now.document_starts_BD, frames)).flatten()
         tasks_K = torch.arange(self.num_tasks, device=tasks_X.device)
@@ -48,7 +52,7 @@ class Head(nn.Module):
         counts_KQ = (now.target_mask_BTQ.view(-1, levels) * member_KX1).sum(dim=1).to(torch.float32)
         return sums_KQ, counts_KQ
 
-    def _losses(self, hidden: torch.Tensor, targets_X: torch.Tensor, mask_X: torch.Tensor) -> torch.Tensor:
+    def _losses(self, hidden: torch.Tensor, targets_X: torch.Tensor, mask_X: torch.Tensor, count: int | None) -> torch.Tensor:
         """(..., D) -> (X,): cross entropy of each code, 0 where the mask is."""
         normed = self.norm(hidden)
         if self.tensor.sequence_group is not None:
@@ -61,4 +65,5 @@ class Head(nn.Module):
             num_valid=self.vocabulary_size,
             tensor=self.tensor,
             backend=self.backend,
+            count=count,
         )

@@ -86,12 +86,15 @@ class MultiScaleTransformer(nn.Module):
         """The layers in order: each takes and returns a tuple of tensors; the first takes `Batch.as_tuple()`."""
         return [layer for _, layer in self.named_layers()]
 
-    def forward(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch.as_tuple() -> (loss_sums_KQ, counts_KQ), float32: nats summed over target codes, and their number."""
+    def forward(self, batch: tuple[torch.Tensor, ...], target_count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Batch.as_tuple() -> (loss_sums_KQ, counts_KQ), float32: nats summed over target codes, and their number.
+
+        target_count: `Batch.target_count`, taken before the batch went to the device, which then need not be waited for.
+        """
         state = batch
-        for layer in self.as_layers():
+        for layer in self.as_layers()[:-1]:
             state = layer(state)
-        loss_sums_KQ, counts_KQ = state
+        loss_sums_KQ, counts_KQ = self.head(state, target_count)
         return loss_sums_KQ, counts_KQ
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -193,13 +193,17 @@ def vocabulary_cross_entropy(
     num_valid: int,
     tensor: TensorParallel,
     backend: Backend,
+    count: int | None = None,
 ) -> torch.Tensor:
     """Cross entropy of each code in float32, 0 where `mask_X` is 0; the whole logits never exist at once. (X,).
 
-    On several ranks the torch path is megatron-core's vocabulary-parallel cross entropy, the triton path the kernel's own.
+    `count`: codes that the mask counts, where it is known. On several ranks the torch path is megatron-core's vocabulary-parallel cross
+    entropy, the triton path the kernel's own.
     """
     if tensor.size == 1 or backend == "triton":
-        return linear_cross_entropy(hidden_XD, weight_VD, targets_X, mask_X, num_valid=num_valid, backend=backend, group=tensor.group)
+        return linear_cross_entropy(
+            hidden_XD, weight_VD, targets_X, mask_X, num_valid=num_valid, backend=backend, group=tensor.group, count=count
+        )
     from uniaudio.pretrain.parallel import megatron
 
     return megatron.vocabulary_cross_entropy(hidden_XD, weight_VD, targets_X=targets_X, mask_X=mask_X, num_valid=num_valid, tensor=tensor)

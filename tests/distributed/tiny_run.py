@@ -139,7 +139,7 @@ def poisoned(*, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def waits(*, config: dict[str, Any]) -> list[str]:
-    """Where the fifth step would make the host wait for a GPU: tensors read as numbers, and whole-device waits."""
+    """Where the fifth step would make the host wait for a GPU: tensors read as numbers, counted, and whole-device waits."""
     import traceback
 
     from deepspeed.accelerator import get_accelerator
@@ -154,10 +154,14 @@ def waits(*, config: dict[str, Any]) -> list[str]:
         found.append("".join(traceback.format_stack(limit=4)[:-1]))
         return 1.0
 
-    original = torch.Tensor.item, torch.Tensor.tolist
-    torch.Tensor.item = torch.Tensor.tolist = get_accelerator().synchronize = note  # type: ignore[method-assign,assignment]
+    names = ("item", "tolist", "nonzero")
+    original = [getattr(torch.Tensor, name) for name in names]
+    get_accelerator().synchronize = note
+    for name in names:
+        setattr(torch.Tensor, name, note)
     engine.train_step(batches, learning_rate=1e-3)
-    torch.Tensor.item, torch.Tensor.tolist = original  # type: ignore[method-assign]
+    for name, method in zip(names, original):
+        setattr(torch.Tensor, name, method)
     return found
 
 

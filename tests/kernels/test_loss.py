@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from uniaudio.kernels.loss import linear_cross_entropy, reference
+from uniaudio.kernels.loss.places import counted_places
 
 # codes, width, rows of the padded vocabulary, valid rows, share of counted codes
 SHAPES = [(1, 16, 16, 1, 1.0), (40, 24, 32, 29, 0.5), (75, 16, 2304, 2101, 1.0), (9, 32, 64, 64, 0.0)]
@@ -46,6 +47,16 @@ def test_losses_and_gradients(shape, place, small_chunks, poisoned, outputs_and_
         assert_as_good(*triple, name)
     assert not runs[0][0][mask == 0].any()
     assert not runs[0][2][num_valid:].any()
+
+
+def test_a_known_count_changes_nothing(place) -> None:
+    hidden, weight = place.randn(37, 24), place.randn(60, 24)
+    targets, mask = place.randint(0, 53, (37,)), place.randint(0, 2, (37,), torch.int8)
+    results = [linear_cross_entropy(hidden, weight, targets, mask, num_valid=53, backend="triton", count=count)
+               for count in (None, int(mask.sum()))]  # fmt: skip
+    assert torch.equal(*results)
+    for values in (mask, mask * 0, mask * 0 + 1):
+        assert torch.equal(counted_places(values, int(values.sum())), values.nonzero().squeeze(1))
 
 
 def test_large_logits_do_not_overflow(place) -> None:
