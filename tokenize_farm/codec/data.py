@@ -32,6 +32,7 @@ log = get_logger(__name__)
 BLOCK_SAMPLES = 60 * SAMPLE_RATE
 PACKED_AT_ONCE = 16  # blocks
 TILT_BANDS = 9
+VOICES = ("speech", "singing")  # kinds for which P.862 and STOI say something
 
 
 def pack_recordings(
@@ -132,14 +133,18 @@ class PackedRecordings:
         self.starts = torch.cumsum(lengths, 0) - lengths
         self.spans = lengths - segment_samples + 1
         self.cumulative = torch.cumsum(torch.tensor(_shares(self.names, weights, config.mix), device=device, dtype=torch.float64), 0)
+        self.voices = torch.tensor([name.split("/")[0] in VOICES for name in self.names], device=device)
         self.offsets = torch.arange(segment_samples, device=device)
 
-    def draw(self, batch: int) -> Tensor:
-        """(batch, segment) float32, augmented. Uses the default generator of its device; waits for nothing."""
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """(batch, segment) float32, augmented, and which of them are voices: (batch,) bool.
+
+        Uses the default generator of its device; waits for nothing.
+        """
         uniform = torch.rand(2, batch, device=self.device, dtype=torch.float64)
         stream = torch.searchsorted(self.cumulative, uniform[0]).clamp_max(len(self.names) - 1)
         first = self.starts[stream] + (uniform[1] * self.spans[stream]).long()
-        return self._augment(self.data[first[:, None] + self.offsets].float() / 32_768)
+        return self._augment(self.data[first[:, None] + self.offsets].float() / 32_768), self.voices[stream]
 
     def _augment(self, samples: Tensor) -> Tensor:
         config, batch = self.config, len(samples)

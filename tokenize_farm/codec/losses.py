@@ -68,10 +68,16 @@ class GradientBalance(nn.Module):
         self.names, self.weights, self.decay = [anchor, *shares], [weight, *(weight * share for share in shares.values())], decay
         self.register_buffer("sizes", torch.zeros(2, len(self.names)))  # moving sums of the sizes, and of the steps they were seen in
 
-    def forward(self, losses: dict[str, Tensor], inputs_BS: Tensor) -> Tensor:
-        """The combined gradient with respect to `inputs_BS`; losses without a weight, and names that are absent, count for nothing."""
+    def forward(self, losses: dict[str, Tensor], inputs_BS: Tensor, only: dict[str, Tensor] | None = None) -> Tensor:
+        """The combined gradient with respect to `inputs_BS`; losses without a weight, and names that are absent, count for nothing.
+
+        `only`: by name, which clips (B,) a loss may move; P.862 and STOI judge voices, and spoil other sounds.
+        """
         wanted = [index for index, name in enumerate(self.names) if name in losses and self.weights[index] > 0]
         gradients = {index: torch.autograd.grad(losses[self.names[index]], inputs_BS, retain_graph=True)[0] for index in wanted}
+        for index in wanted:
+            if only is not None and self.names[index] in only:
+                gradients[index] = gradients[index] * only[self.names[index]][:, None]
         norms = {index: gradient.norm(dim=1) for index, gradient in gradients.items()}
         for index, norm_B in norms.items():
             seen = self.sizes[:, index]

@@ -69,7 +69,7 @@ class CodecStep:
     def initialize(self, trained: UniversalCodec | None) -> None:
         """Before the first step: the function of a trained codec, or codebooks that lie on data; the same in every process."""
         if trained is None:
-            samples = self.data.draw(self.config.train.batch_size)
+            samples, _ = self.data.draw(self.config.train.batch_size)
             self.codec.quantizer.initialize(self.codec.encoder(self.codec.spectral(samples), None))
         else:
             grow_from(self.codec, trained)
@@ -106,7 +106,7 @@ class CodecStep:
 
     def _step(self, discriminate: bool) -> None:
         train, weights = self.config.train, self.config.losses
-        recorded = self.data.draw(train.batch_size)
+        recorded, voices = self.data.draw(train.batch_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
             decoded, commitment, codebook = self.codec(recorded, self._levels())
         leaf = decoded.detach().requires_grad_()
@@ -115,7 +115,7 @@ class CodecStep:
         judged = [torch.zeros((), device=self.device)] * 3
         if discriminate:
             losses["judges"], judged = self._judge(recorded, leaf)
-        gradient = self.balance(losses, leaf)
+        gradient = self.balance(losses, leaf, {"quality": voices, "intelligibility": voices})
         if discriminate:
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(judged[0], inputs=list(self.discriminators.parameters()))

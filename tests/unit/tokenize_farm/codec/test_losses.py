@@ -69,6 +69,14 @@ def test_balanced_gradients_have_the_sizes_of_their_shares_whatever_the_losses()
     torch.testing.assert_close(late[:, 3], torch.tensor([1.0, 1.0, 0.0]) * 2 * balance.sizes[0, 0] / balance.sizes[1, 0])
 
 
+def test_a_loss_of_some_clips_moves_those_alone():
+    balance = GradientBalance("mel", 1.0, {"voices": 0.5})
+    inputs = torch.zeros(3, 2, requires_grad=True)
+    terms = {"mel": inputs[:, 0].sum(), "voices": inputs[:, 1].sum() * 100}
+    gradient = balance(terms, inputs, {"voices": torch.tensor([True, False, True])})
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, 0.5], [1.0, 0.0], [1.0, 0.5]]))
+
+
 def test_a_clip_of_enormous_gradient_does_not_set_the_scale():
     balance = GradientBalance("mel", 1.0, {"other": 1.0})
     inputs = torch.zeros(64, 2, requires_grad=True)

@@ -63,8 +63,9 @@ def test_pack_holds_the_training_clips_only_at_every_speed(pack):
     assert [len(x) for x in torch.tensor_split(data.data, data.starts[1:].tolist())] == [16_000, 12_800, 32_000, 25_600]
     peak = torch.fft.rfft(data.data[16_000:28_800].float()).abs().argmax() * 16_000 / 12_800
     assert float(peak) == pytest.approx(600 * 1.25, abs=3)
-    clips = data.draw(16)
+    clips, voices = data.draw(16)
     assert clips.shape == (16, 3840) and clips.abs().max() <= 1 and bool(torch.isfinite(clips).all())
+    assert voices.shape == (16,) and 0 < int(voices.sum()) < 16  # of speech, and of music
 
 
 def test_a_stopped_training_goes_on_exactly(pack, tmp_path):
