@@ -63,12 +63,8 @@ class Linear(nn.Module):
 
 
 class Table(nn.Module):
-    """A learned vector a row: positions, levels."""
+    """A learned vector a row: positions, levels. Owns the parameter alone: a look-up takes `weight` into one pass with the codes' table."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """int (...) -> (..., width)."""
-        return F.embedding(rows, self.weight)
