@@ -59,6 +59,15 @@ def milliseconds(function: Callable[[], object], *, repeat_ms: int = 60) -> tupl
     return low, middle, high
 
 
+def captured(function: Callable[[], object]) -> Callable[[], object]:
+    """`function`'s kernels as a CUDA graph, one launch for all; run once before, so that they are compiled."""
+    function()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
 def copy_bandwidth() -> float:
     """Bytes read and written a second by a device-to-device copy of 1 GiB."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()

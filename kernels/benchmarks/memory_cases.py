@@ -7,7 +7,7 @@ import torch
 
 from uniaudio.kernels.activation import reference as activation_reference
 from uniaudio.kernels.activation import triton_kernels as activation
-from uniaudio.kernels.benchmarks.case import Case, Results, label
+from uniaudio.kernels.benchmarks.case import Case, Results, backward_case, forms, forward_case
 from uniaudio.kernels.benchmarks.measure import random
 from uniaudio.kernels.embedding import reference as embedding_reference
 from uniaudio.kernels.embedding import triton_kernels as embedding
@@ -16,7 +16,7 @@ from uniaudio.kernels.norm import triton_kernels as norm
 from uniaudio.kernels.packed_bias import triton_kernels as packed_bias
 
 ROWS, WIDTH = 24_576, 1536
-FRAMES, VOCABULARY = 16_384, 4224
+FRAMES, VOCABULARY, POSITIONS = 16_384, 4224, 3000
 NORM_FORWARD = [norm.Launch(*form) for form in ((2, 4), (1, 2), (1, 4), (2, 8), (4, 8))]
 NORM_BACKWARD = [
     norm.Launch(*form)
@@ -43,42 +43,21 @@ EMBEDDING_BACKWARD = [
 PACKED_BIAS = [packed_bias.Launch(*form) for form in ((256, 16, 4, 8), (256, 16, 4, 4), (512, 8, 4, 8), (256, 32, 8, 4), (128, 32, 4, 8))]
 
 
-def _gradients(
-    function: Callable[..., object], inputs: dict[str, torch.Tensor], upstream: list[torch.Tensor], dtype: torch.dtype
-) -> Results:
-    """The gradient of each input by plain PyTorch in `dtype`, by its name."""
-    return _differentiated(function, inputs, upstream, dtype)()
-
-
-def _differentiated(
-    function: Callable[..., object], inputs: dict[str, torch.Tensor], upstream: list[torch.Tensor], dtype: torch.dtype
-) -> Callable[[], Results]:
-    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs.values()]
-    outputs = function(*leaves)
-    grads = [grad.detach().to(dtype) for grad in upstream]
-    return lambda: dict(zip(inputs, torch.autograd.grad(outputs, leaves, grads, retain_graph=True)))
-
-
-def _named(function: Callable[..., torch.Tensor], *arguments: object) -> Results:
-    return {"out": function(*arguments)}
-
-
 def _norm_forward() -> Case:
     """add_layer_norm."""
     inputs = [random(ROWS, WIDTH, grad=False), random(ROWS, WIDTH, grad=False), random(WIDTH, grad=False), random(WIDTH, grad=False)]
 
     def plain(dtype: torch.dtype) -> Results:
         x, residual, weight, bias = (tensor.to(dtype) for tensor in inputs)
-        total = (x + residual).to(torch.bfloat16)  # the norm is of the sum as it is stored
+        total = (x + residual).to(inputs[0].dtype)  # the norm is of the sum as it is stored
         return {"normed": norm_reference.layer_norm(total.to(dtype), weight, bias, 1e-5), "total": total}
 
     def run(launch: norm.Launch) -> Results:
         x, residual, weight, bias = inputs
         return dict(zip(("normed", "total"), norm.forward(x, residual, weight, bias, 1e-5, launch)))
 
-    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in NORM_FORWARD}
-    bf16, float32 = partial(plain, torch.bfloat16), partial(plain, torch.float32)
-    return Case(forms, "torch", lambda: bf16, float32, 0.0, 8.0 * ROWS * WIDTH)
+    same, float32 = partial(plain, inputs[0].dtype), partial(plain, torch.float32)
+    return Case(forms(NORM_FORWARD, run), "torch", lambda: same, float32, 0.0, 8.0 * ROWS * WIDTH)
 
 
 def _norm_backward(sums: bool) -> Case:
@@ -91,23 +70,10 @@ def _norm_backward(sums: bool) -> Case:
     def function(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return norm_reference.layer_norm(x, weight, bias, 1e-5), x * 1.0
 
-    def run(launch: norm.Launch) -> Results:
-        return dict(zip(inputs, norm.backward(x, weight, means, scales, grad, grad_total, launch, sum_x=sums, sum_total=sums)))
+    def run(launch: norm.Launch) -> tuple[torch.Tensor, ...]:
+        return norm.backward(x, weight, means, scales, grad, grad_total, launch, sum_x=sums, sum_total=sums)
 
-    return _backward_case(NORM_BACKWARD, run, function, inputs, [grad, grad_total], 8.0 * x.numel())
-
-
-def _backward_case(
-    launches: list,
-    run: Callable[..., Results],
-    function: Callable[..., object],
-    inputs: dict[str, torch.Tensor],
-    upstream: list[torch.Tensor],
-    moved: float,
-) -> Case:
-    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in launches}
-    plain = partial(_differentiated, function, inputs, upstream, torch.bfloat16)
-    return Case(forms, "torch", plain, lambda: _gradients(function, inputs, upstream, torch.float32), 0.0, moved)
+    return backward_case(NORM_BACKWARD, run, function, inputs, [grad, grad_total], 8.0 * x.numel())
 
 
 def _gelu(backward: bool) -> Case:
@@ -117,39 +83,29 @@ def _gelu(backward: bool) -> Case:
     function = partial(activation_reference.bias_gelu, approximate="exact")
     if backward:
         grad = random(ROWS, 4 * WIDTH, grad=False)
-        return _backward_case(
-            GELU_BACKWARD, lambda launch: dict(zip(inputs, activation.gelu_backward(x, bias, grad, True, launch))),
-            function, inputs, [grad], 6.0 * x.numel(),
-        )  # fmt: skip
-    forms: dict[str, Callable[[], Results]] = {
-        label(launch): partial(_named, activation.gelu_forward, x, bias, True, launch) for launch in GELU_FORWARD
-    }
-    plain, truth = partial(_named, function, x, bias), partial(_named, function, x.float(), bias.float())
-    return Case(forms, "torch", lambda: plain, truth, 0.0, 4.0 * x.numel())
+        return backward_case(
+            GELU_BACKWARD, partial(activation.gelu_backward, x, bias, grad, True), function, inputs, [grad], 6.0 * x.numel()
+        )
+    return forward_case(GELU_FORWARD, partial(activation.gelu_forward, x, bias, True), function, inputs, 4.0 * x.numel())
 
 
 def _embedding(backward: bool) -> Case:
     """frame_embedding of 16,384 frames of 3 codes and a position. Bytes: as in `run`, each row of a table and of the output once."""
     codes = 3
-    ids, positions = torch.randint(0, VOCABULARY, (FRAMES, codes), device="cuda"), torch.arange(FRAMES, device="cuda") % 1024
-    inputs = {"table": random(VOCABULARY, WIDTH, grad=False), "positions": random(3000, WIDTH, grad=False)}
+    inputs = {"table": random(VOCABULARY, WIDTH, grad=False), "positions": random(POSITIONS, WIDTH, grad=False)}
     table, places = inputs.values()
+    ids, positions = torch.randint(0, VOCABULARY, (FRAMES, codes), device=table.device), torch.arange(FRAMES, device=table.device) % 1024
 
     def function(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         return embedding_reference.frame_embedding(ids, table, positions, places, "sum")
 
-    moved = 2.0 * (FRAMES + VOCABULARY + (3000 if backward else 1024)) * WIDTH + 8 * FRAMES * (codes + 1)
+    moved = 2.0 * (FRAMES + VOCABULARY + (POSITIONS if backward else 1024)) * WIDTH + 8 * FRAMES * (codes + 1)
     if backward:
         grad = random(FRAMES, WIDTH, grad=False)
-        return _backward_case(
-            EMBEDDING_BACKWARD, lambda launch: dict(zip(inputs, embedding.gradients(ids, table, positions, places, grad, False, launch))),
-            function, inputs, [grad], moved,
-        )  # fmt: skip
-    forms: dict[str, Callable[[], Results]] = {
-        label(launch): partial(_named, embedding.forward, ids, table, positions, places, False, launch) for launch in EMBEDDING_FORWARD
-    }
-    plain, truth = partial(_named, function, table, places), partial(_named, function, table.float(), places.float())
-    return Case(forms, "torch", lambda: plain, truth, 0.0, moved)
+        run = partial(embedding.gradients, ids, table, positions, places, grad, False)
+        return backward_case(EMBEDDING_BACKWARD, run, function, inputs, [grad], moved)
+    run = partial(embedding.forward, ids, table, positions, places, False)
+    return forward_case(EMBEDDING_FORWARD, run, function, inputs, moved)
 
 
 def _packed_bias() -> Case:
@@ -164,9 +120,8 @@ def _packed_bias() -> Case:
     def run(launch: packed_bias.Launch) -> Results:
         return {"bias": packed_bias.bias_gradient(grad, launch)}
 
-    forms: dict[str, Callable[[], Results]] = {label(launch): partial(run, launch) for launch in PACKED_BIAS}
     moved = 4.0 * ROWS * heads * width
-    return Case(forms, "torch", lambda: partial(plain, torch.bfloat16), lambda: plain(torch.float32), 0.0, moved)
+    return Case(forms(PACKED_BIAS, run), "torch", lambda: partial(plain, grad.dtype), lambda: plain(torch.float32), 0.0, moved)
 
 
 MEMORY_CASES: dict[str, Callable[[], Case]] = {

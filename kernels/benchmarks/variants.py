@@ -1,32 +1,31 @@
-"""Forms of a kernel beside each other: each is checked against float32, then timed, with the best other backend in the same table.
+"""Launches and forms of a kernel beside each other: each is checked against float32, then timed, with the best library in the same table.
 
 `python -m uniaudio.kernels.benchmarks.variants --out FOLDER` compiles in parallel processes first (Triton's cache on disk carries the
-result), prints a table a case and writes it as CSV. A form that errs more than twice as much as the peer is printed as wrong, never timed.
+result), then prints a line a form and writes it to FOLDER/variants.csv at once. A form that errs more than twice as much as the peer is
+printed as wrong, never timed. The winners are written into the kernels by hand.
 """
 
 import argparse
 import csv
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
+from triton.errors import TritonError
 
-from uniaudio.kernels.benchmarks import packed
-from uniaudio.kernels.benchmarks.case import Case, Results, label
-from uniaudio.kernels.benchmarks.measure import copy_bandwidth, lognormal_documents, milliseconds, say
+from uniaudio.kernels.benchmarks.attention_cases import ATTENTION_CASES
+from uniaudio.kernels.benchmarks.case import Case, Results
+from uniaudio.kernels.benchmarks.decode_cases import DECODE_CASES
+from uniaudio.kernels.benchmarks.measure import captured, copy_bandwidth, milliseconds, say
 from uniaudio.kernels.benchmarks.memory_cases import MEMORY_CASES
-from uniaudio.kernels.varlen_attention import backward as varlen_backward
-from uniaudio.kernels.varlen_attention import forward as varlen_forward
-from uniaudio.kernels.varlen_attention import varlen_attention
-from uniaudio.kernels.varlen_attention.boundaries import document_spans
-from uniaudio.kernels.varlen_attention.tiles import Launch, default_plan
+from uniaudio.kernels.checks import interpreted
 
-NAMES = ("query", "key", "value")
-FRAMES = 8192
+CASES: dict[str, Callable[[], Case]] = {**ATTENTION_CASES, **MEMORY_CASES, **DECODE_CASES}
+FAULTS = (RuntimeError, ValueError, TritonError)  # of a launch that the compiler, the driver or the kernel's own checks refuse
 
 
 @dataclass(frozen=True)
@@ -45,103 +44,35 @@ class Outcome:
     allowed: float
 
 
-SINGLE = {
-    "forward": [
-        Launch(64, 64, 4, 3),
-        Launch(64, 64, 4, 3, bulk=True),
-        Launch(64, 64, 4, 3, bulk=True, heads_together=4),
-        Launch(128, 64, 8, 3, bulk=True),
-        Launch(128, 64, 8, 2, bulk=True, registers=128),
-        Launch(128, 32, 8, 4, bulk=True),
-        Launch(128, 32, 8, 4, bulk=True, heads_together=4),
-        Launch(128, 128, 8, 2, bulk=True),
-    ],
-    "queries": [
-        Launch(64, 64, 4, 2),
-        Launch(64, 64, 4, 2, bulk=True),
-        Launch(64, 64, 4, 2, bulk=True, heads_together=4),
-        Launch(64, 32, 4, 3, bulk=True),
-        Launch(128, 64, 8, 2, bulk=True),
-        Launch(128, 32, 8, 3, bulk=True),
-    ],
-    "keys": [
-        Launch(64, 64, 4, 2),
-        Launch(64, 64, 4, 2, bulk=True),
-        Launch(64, 32, 4, 3, bulk=True),
-        Launch(64, 64, 8, 2, bulk=True),
-        Launch(128, 64, 8, 2, bulk=True),
-        Launch(128, 64, 8, 2, bulk=True, heads_together=4),
-        Launch(128, 32, 8, 2, bulk=True),
-    ],
-}
-PACKED = {
-    "forward": [Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 32, 4, 4, bulk=True), Launch(128, 32, 8, 4, bulk=True)],
-    "queries": [Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 32, 4, 2, bulk=True)],
-    "keys": [Launch(64, 64, 4, 2), Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 64, 8, 2, bulk=True)],
-}
+def selected(names: Sequence[str]) -> list[str]:
+    """The cases of these names or that begin with these words; without any, all. Raises ValueError on an unknown name."""
+    for name in names:
+        if not any(_within(case, name) for case in CASES):
+            raise ValueError(f"no case {name!r}; there are: {', '.join(CASES)}")
+    return [case for case in CASES if not names or any(_within(case, name) for name in names)]
 
 
-def _attention(layout: str, part: str) -> Case:
-    """One kernel of attention: one document of 8192, or 4 rows of lognormal documents of `heads`x`width`."""
-    heads, width = (12, 128) if layout == "single" else map(int, layout.split("x"))
-    documents = [[0]] if layout == "single" else lognormal_documents(4, FRAMES)
-    starts = packed.boundaries(documents, FRAMES)
-    generator = torch.Generator(device="cuda").manual_seed(7)
-    shape = (len(documents), FRAMES, heads)
-    qkv = torch.randn(*shape, 3, width, device="cuda", dtype=torch.bfloat16, generator=generator)
-    grad = torch.randn(*shape[:2], heads * width, device="cuda", dtype=torch.bfloat16, generator=generator)
-    spans = document_spans(starts, None, FRAMES)
-    plan = default_plan(width, qkv.dtype, packed=layout != "single")
-    out, sums = varlen_forward.forward(qkv, spans, plan.forward)
-    deltas, grad_qkv = torch.full_like(sums, float("nan")), torch.full_like(qkv, float("nan"))
-    varlen_backward.backward_queries(qkv, out, sums, grad, deltas, torch.empty_like(qkv), spans, plan.queries)
-    names = {"forward": ("out",), "queries": ("query",), "keys": ("key", "value")}[part]
-
-    def run(launch: Launch) -> Results:
-        if part == "forward":
-            return {"out": varlen_forward.forward(qkv, spans, launch)[0]}
-        if part == "queries":
-            varlen_backward.backward_queries(qkv, out, sums, grad, deltas, grad_qkv, spans, launch)
-        else:
-            varlen_backward.backward_keys(qkv, sums, grad, deltas, grad_qkv, spans, launch)
-        return dict(zip(NAMES, grad_qkv.unbind(3)))
-
-    def differentiated(attend: Callable[[torch.Tensor], torch.Tensor], heads: slice, dtype: torch.dtype) -> Callable[[], Results]:
-        leaf = qkv[:, :, heads].to(dtype).contiguous().requires_grad_()
-        if part == "forward":
-            return lambda: {"out": attend(leaf).detach()}
-        result = attend(leaf)
-        upstream = grad.unflatten(2, (-1, width))[:, :, heads].flatten(2).to(dtype)
-        return lambda: dict(zip(NAMES, torch.autograd.grad(result, leaf, upstream, retain_graph=True)[0].unbind(3)))
-
-    def truth() -> Results:
-        exact = partial(varlen_attention, document_starts_BD=starts, backend="torch")
-        # a head at a time: the scores of all would not fit
-        each = [differentiated(exact, slice(head, head + 1), torch.float32)() for head in range(heads)]
-        return {name: torch.cat([one[name] for one in each], dim=2) for name in names}
-
-    forms: dict[str, Callable[[], Results]] = {
-        label(launch): partial(run, launch) for launch in (SINGLE if layout == "single" else PACKED)[part]
-    }
-    peer = packed.cudnn if layout == "single" else packed.torch_varlen(documents, FRAMES)
-    products = {"forward": 2, "queries": 3, "keys": 4}[part]
-    return Case(
-        forms, "cudnn" if layout == "single" else "torch varlen", lambda: differentiated(peer, slice(None), torch.bfloat16), truth,
-        products * 2.0 * heads * width * packed.pairs(documents, FRAMES), 8.0 * grad.numel(), (grad_qkv,),
-    )  # fmt: skip
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    **{f"single {part}": partial(_attention, "single", part) for part in SINGLE},
-    **{f"{layout} {part}": partial(_attention, layout, part) for layout in ("12x128", "16x96") for part in PACKED},
-    **MEMORY_CASES,
-}
+def _within(case: str, name: str) -> bool:
+    return case == name or case.startswith(f"{name} ")
 
 
 @cache
 def case(name: str) -> Case:
-    """The case of this name, its inputs made once a process."""
+    """The case of this name, its inputs made once until they are let go."""
     return CASES[name]()
+
+
+def let_go() -> None:
+    """Frees the inputs: those of all cases, or of one in each worker, would fill the card."""
+    case.cache_clear()
+    torch.cuda.empty_cache()
+
+
+def form_names(name: str) -> list[str]:
+    """The forms of a case."""
+    names = list(case(name).forms)
+    let_go()
+    return names
 
 
 def compile_form(name: str, form: str) -> str | None:
@@ -149,11 +80,10 @@ def compile_form(name: str, form: str) -> str | None:
     try:
         case(name).forms[form]()
         torch.cuda.synchronize()
-    except (RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0][:100]
+    except FAULTS as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:100]
     finally:
-        case.cache_clear()  # the inputs of all cases in all workers would fill the card
-        torch.cuda.empty_cache()
+        let_go()
     return None
 
 
@@ -163,12 +93,12 @@ def worst_error(results: Results, truth: Results) -> float:
     return max(distance if distance == distance else float("inf") for distance in distances)
 
 
-def compare(name: str, faults: dict[str, str | None], bandwidth: float) -> list[Outcome]:
+def compare(name: str, faults: dict[str, str | None], bandwidth: float) -> Iterator[Outcome]:
     """Checks and times the peer and the forms of a case, and prints each."""
     chosen = case(name)
     truth, peer = chosen.truth(), chosen.peer()
     allowed = 2 * worst_error(peer(), truth)
-    peer_ms, outcomes = 0.0, []
+    peer_ms = 0.0
     for form, run in {chosen.peer_name: peer, **chosen.forms}.items():
         if faults.get(form):
             say(f"{name:18s} {form:52s} does not run: {faults[form]}")
@@ -179,39 +109,57 @@ def compare(name: str, faults: dict[str, str | None], bandwidth: float) -> list[
         if error > allowed:
             say(f"{name:18s} {form:52s} WRONG: error {error:.2e}, allowed {allowed:.2e}")
             continue
-        low, middle, high = milliseconds(run, repeat_ms=25)
+        low, middle, high = milliseconds(captured(run) if chosen.graph else run, repeat_ms=25)
         peer_ms = peer_ms or middle
         outcome = Outcome(
             name, form, round(low, 4), round(middle, 4), round(high, 4), round(chosen.flops / middle / 1e9, 1),
             round(chosen.bytes / (middle * 1e-3) / bandwidth, 3), round(peer_ms / middle, 3), error, allowed,
         )  # fmt: skip
-        outcomes.append(outcome)
         rates = f"{outcome.tflops:6.1f} TFLOP/s {outcome.of_copy:5.2f} of copy {outcome.over_peer:5.2f} x the peer"
         say(f"{name:18s} {form:52s} {middle:7.4f} ms {rates}  error {error:.1e}")
-    return outcomes
+        yield outcome
+    let_go()
 
 
-def main() -> None:
-    """Compile all, check and time all, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; none: all")
-    parser.add_argument("--out", type=Path, required=True, help="folder of variants.csv")
-    parser.add_argument("--workers", type=int, default=14)
-    arguments = parser.parse_args()
-    names = arguments.cases or list(CASES)
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"no case {unknown[0]!r}; there are: {', '.join(CASES)}")
-    wanted = [(name, form) for name in names for form in case(name).forms]
-    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        faults = dict(zip(wanted, pool.map(compile_form, *zip(*wanted))))
-    bandwidth = copy_bandwidth()
-    say(f"copy {bandwidth / 1e12:.2f} TB/s, {torch.cuda.get_device_name()}")
-    outcomes = [row for name in names for row in compare(name, {form: faults.get((name, form)) for form in case(name).forms}, bandwidth)]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "variants.csv").open("w", newline="", encoding="utf-8") as file:
+def write(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """The table as CSV, each line on disk before the next is measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Outcome)])
         writer.writeheader()
-        writer.writerows(asdict(row) for row in outcomes)
+        for outcome in outcomes:
+            writer.writerow(asdict(outcome))
+            file.flush()
+
+
+def measured(names: Sequence[str], workers: int) -> Iterator[Outcome]:
+    """Compiles all forms of the cases, then checks and times one after another."""
+    wanted = {name: form_names(name) for name in names}
+    pairs = [(name, form) for name, forms in wanted.items() for form in forms]
+    say(f"compiles {len(pairs)} forms of {len(names)} cases")
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        faults = dict(zip(pairs, pool.map(compile_form, *zip(*pairs))))
+    bandwidth = copy_bandwidth()
+    say(f"copy {bandwidth / 1e12:.2f} TB/s, {torch.cuda.get_device_name()}")
+    for name, forms in wanted.items():
+        yield from compare(name, {form: faults[name, form] for form in forms}, bandwidth)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile all, check and time all, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"cases, by name or by their first words: {', '.join(CASES)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder of variants.csv")
+    parser.add_argument("--workers", type=int, default=14, help="processes that compile")
+    options = parser.parse_args(arguments)
+    try:
+        names = selected(options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if interpreted() or not torch.cuda.is_available():
+        seen = "TRITON_INTERPRET=1" if interpreted() else "no GPU that torch can use"
+        parser.error(f"variants times compiled kernels on a CUDA GPU | seen: {seen} | without one, benchmarks.ahead compiles for an H100")
+    write(options.out / "variants.csv", measured(names, options.workers))
 
 
 if __name__ == "__main__":

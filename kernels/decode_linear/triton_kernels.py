@@ -29,9 +29,9 @@ class Launch:
 def default_launch(rows: int, outputs: int, inputs: int, processors: int, dtype: torch.dtype = torch.bfloat16) -> Launch:
     """Enough programs to occupy every multiprocessor, and enough bytes in flight in each: outputs x depth x 2 bytes x (stages - 1).
 
-    Up to 16 rows of many outputs: the fastest of a search on an H200 (1536 -> 4608: 11.3 us where the rule for the others takes 20.9;
-    `kernels/benchmarks/tune_decode.py`). A step of float32 is 64 inputs at most: what is added one by one is then 64 products, and the
-    steps' sums.
+    Up to 16 rows of many outputs: the fastest of a search on an H200 (1536 -> 4608: 11.3 us where the rule for the others takes 20.9);
+    `kernels/benchmarks/decode_cases.py` is the search. A step of float32 is 64 inputs at most: what is added one by one is then 64
+    products, and the steps' sums.
     """
     few = 16 if rows > 16 else 8
     width = next((width for width in (64, 32, 16) if outputs // width >= processors), few)
