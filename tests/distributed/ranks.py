@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,13 @@ def _context() -> Any:
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    server = multiprocessing.forkserver._forkserver
+    if server._preload_modules is not PRELOAD:
+        # A process has one fork server; in one that a test of the farm started, each rank would do all of these imports itself.
+        if server._forkserver_pid is not None:
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
+        context.set_forkserver_preload(PRELOAD)
     return context
 
 

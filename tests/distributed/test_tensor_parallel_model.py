@@ -1,14 +1,13 @@
 """Tensor parallel 2 (two gloo processes, megatron-core's layers) against one process: logits, losses, every gradient, generation."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "pretrain" / "model"))
 
@@ -62,27 +61,23 @@ def greedy_codes(tensor, form: dict) -> torch.Tensor:
     return torch.from_numpy(np.stack([clip.codes_TQ for clip in made]).astype(np.int64))
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def worker(to: str) -> None:
     layout = layout_module.initialize(ParallelConfig(tensor_parallel_size=2), torch.device("cpu"))
     again = layout_module.initialize(ParallelConfig(tensor_parallel_size=2), torch.device("cpu"))
-    assert again == layout and (layout.rank, layout.tensor.rank, layout.tensor.size) == (rank, rank, 2)
+    rank = layout.rank
+    assert again == layout and (str(rank), layout.tensor.rank, layout.tensor.size) == (os.environ["RANK"], rank, 2)
     assert (layout.data_parallel_rank, layout.data_parallel_size, layout.pipeline_rank) == (0, 1, 0)
     with pytest.raises(ValueError, match=r"already for .* sizes \(2, 1\) \| asked: \(1, 2\)"):
         layout_module.initialize(ParallelConfig(pipeline_parallel_size=2), torch.device("cpu"))
     for form in FORMS:
-        torch.save(results(form, layout.tensor), f"{folder}/{form}.{rank}.pt")
+        torch.save(results(form, layout.tensor), f"{to}/{form}.{rank}.pt")
     layout_module.shutdown()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> dict[str, list[Result]]:
     folder = tmp_path_factory.mktemp("tensor_parallel")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    run_ranks(2, folder, worker, to=str(folder))
     return {form: [torch.load(folder / f"{form}.{rank}.pt", weights_only=True) for rank in range(2)] for form in FORMS}
 
 
