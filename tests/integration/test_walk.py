@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+
+import command_line
+
 pytestmark = pytest.mark.slow
 
 FARM = """
@@ -120,9 +124,9 @@ def test_generation_writes_a_playable_wav_and_a_picture(folder, trained):
         (["--task", "tts", "--text", "hello", "--prompt", "PROMPT", "--top-k", "0"], "top-k must be at least 1 | seen: 0"),
     ],
 )
-def test_bad_input_to_generate_is_one_clear_line(folder, trained, words, message):
+def test_bad_input_to_generate_is_one_clear_line(folder, trained, words, message, tmp_path):
     words = [str(folder / "recordings/anna/clip0.wav") if word == "PROMPT" else word for word in words]
-    done = uniaudio("generate", "--checkpoint", str(trained), *words, "--out", str(folder / "bad.wav"), code=2)
-    [line] = done.stderr.strip().splitlines()
-    assert message in line
+    code, errors = command_line.uniaudio(tmp_path, "generate", "--checkpoint", str(trained), *words, "--out", str(folder / "bad.wav"))
+    [line] = errors.strip().splitlines()
+    assert code == 2 and message in line
     assert not (folder / "bad.wav").exists()
