@@ -16,8 +16,9 @@ demo: venv  ## recordings -> farm -> training -> audio that one can hear
 
 # One file stays on one worker, so that what its tests share is made once; one thread each, or they wait for each other's.
 test: venv
-	@# three workers on two cores: tests that start processes wait for them half of the time
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not cluster" -n 3 --dist loadfile $(ARGS)
+	@# Three workers on two cores: tests that start processes wait for them half of the time. In the order of folders, since xdist's own
+	@# (most tests first) leaves files of few and long tests to the end, where one worker is alone.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not cluster" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-cluster: venv  ## real schedulers on this machine: Ray jobs, and Slurm where its Debian packages are installed; about 10 minutes
 	$(BIN)/pytest -m cluster tests $(ARGS)
