@@ -14,7 +14,7 @@ from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
-from uniaudio.kernels.varlen_attention.tiles import Launch, default_plan
+from uniaudio.kernels.varlen_attention.tiles import Launch, copies_in_bulk, default_plan
 
 NAMES = ("query", "key", "value")
 VARLEN_FRAMES = 8192
@@ -79,7 +79,7 @@ def _varlen(layout: str, part: str) -> Case:
     qkv = torch.randn(*shape, 3, width, device="cuda", dtype=torch.bfloat16, generator=generator)
     grad = torch.randn(*shape[:2], heads * width, device="cuda", dtype=torch.bfloat16, generator=generator)
     spans = document_spans(starts, None, VARLEN_FRAMES)
-    plan = default_plan(width, qkv.dtype, packed=layout != "single")
+    plan = default_plan(width, qkv.dtype, packed=layout != "single", bulk=copies_in_bulk(qkv.device))
     out, sums = varlen_forward.forward(qkv, spans, plan.forward)
     deltas, grad_qkv = torch.full_like(sums, float("nan")), torch.full_like(qkv, float("nan"))
     varlen_backward.backward_queries(qkv, out, sums, grad, deltas, torch.empty_like(qkv), spans, plan.queries)

@@ -112,12 +112,12 @@ class Launch:
 
 
 def default_launch(width: int, *, backward: bool) -> Launch:
-    """The launches measured best at width 1536 on an H100 (kernels/README.md), with as many elements a thread at other widths."""
+    """The launches measured best at width 1536 on an H200 (kernels/README.md), with as many elements a thread at other widths."""
     padded = _padded(width)
     if backward:
-        rows = max(1, 4096 // padded)
-        stages = 4 if padded <= 4096 else 1  # wider tiles in flight do not fit into shared memory
-        return Launch(rows, min(16, max(1, padded * rows // 512)), 1, stages)
+        rows = max(1, 2048 // padded)
+        programs, stages = (3, 3) if padded <= 2048 else (1, 4 if padded <= 4096 else 1)  # what shared memory holds of tiles in flight
+        return Launch(rows, min(16, max(1, padded * rows // 512)), programs, stages)
     rows = max(1, 4096 // padded)
     return Launch(rows, min(16, max(1, padded * rows // 1024)))
 

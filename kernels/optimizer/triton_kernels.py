@@ -82,7 +82,7 @@ def _launch(segments: Segments, gradients: list[torch.Tensor], flat: list[torch.
         segments.cache["addresses"] = torch.empty(len(gradients), dtype=torch.int64, device=device)
     addresses = [gradient.data_ptr() for gradient in gradients]
     if addresses != segments.addresses:
-        told = torch.tensor(addresses, dtype=torch.int64)
+        told = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         # The copy leaves a fresh pinned tensor, which the allocator keeps until the stream has passed: the host does not wait.
         segments.cache["addresses"].copy_(told.pin_memory() if device.type == "cuda" else told, non_blocking=True)
         segments.addresses = addresses

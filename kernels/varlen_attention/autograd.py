@@ -6,7 +6,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from uniaudio.kernels.varlen_attention.backward import backward
 from uniaudio.kernels.varlen_attention.boundaries import Spans, document_spans
 from uniaudio.kernels.varlen_attention.forward import forward
-from uniaudio.kernels.varlen_attention.tiles import default_plan
+from uniaudio.kernels.varlen_attention.tiles import copies_in_bulk, default_plan
 
 
 class VarlenAttention(torch.autograd.Function):
@@ -17,7 +17,8 @@ class VarlenAttention(torch.autograd.Function):
         ctx: FunctionCtx, qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor, prefix_lengths_BD: torch.Tensor | None
     ) -> torch.Tensor:
         spans = document_spans(document_starts_BD, prefix_lengths_BD, qkv_BTN3H.shape[1])
-        ctx.plan = default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype, packed=document_starts_BD.shape[1] > 1)
+        packed, bulk = document_starts_BD.shape[1] > 1, copies_in_bulk(qkv_BTN3H.device)
+        ctx.plan = default_plan(qkv_BTN3H.shape[-1], qkv_BTN3H.dtype, packed=packed, bulk=bulk)
         out, sums = forward(qkv_BTN3H, spans, ctx.plan.forward)
         ctx.save_for_backward(qkv_BTN3H, out, sums, *spans)
         return out

@@ -42,12 +42,14 @@ def _torch_varlen(qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor) -> 
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         raise fault(OP, "backend torch_varlen", seen=f"torch {torch.__version__}", allowed="torch 2.11 or newer") from error
-    more = {"enable_gqa": True} if qkv_BTN3H.shape[3] > 3 else {}
-    return packed_attention(
-        qkv_BTN3H,
-        document_starts_BD,
-        lambda q, k, v, ends, longest: varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), **more),
-    )
+    shared = qkv_BTN3H.shape[3] - 2
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
+        if shared > 1:  # torch 2.11 cannot share a key among queries
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+        return varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0))
+
+    return packed_attention(qkv_BTN3H, document_starts_BD, attend)
 
 
 def _flash_attn(qkv_BTN3H: torch.Tensor, document_starts_BD: torch.Tensor) -> torch.Tensor:
