@@ -1,16 +1,19 @@
 """The farm under seeded disaster: after the rerun the shards and their sha256 are an undisturbed run's, nothing lost, nothing twice.
 
-    python tests/farm_chaos.py OUT.csv [--runs 50] [--seed 0] [--kinds worker driver node disk s3]
+    python tests/farm_chaos.py OUT.csv [--runs 50] [--first 0] [--seed 0] [--kinds worker driver node disk s3]
 
 One Ray cluster of a head and a node on this machine serves all runs. Each run starts a farm (a driver in a process of its own), waits
 until a random number of shards is there, and strikes one to three times at random moments: kills -9 a worker (they stand for GPU actors:
 the same class, the same calls), a node with all its processes, or the driver; or the run's disk is too small at first (a tmpfs; needs
 root), or its output is an S3 server that answers 500 or cuts connections to every fourth request. Then the same farm is started until it
-says that it is done. The CSV has a row a run: what struck, how often the farm was started, what was there before the last start.
+says that it is done. The CSV has a row a run, written when the run ends: what struck, how often the farm was started, what was there before
+the last start, and what failed. A run that failed does not end the script, but its exit status is 1. `--first N` leaves out the runs before
+the N-th and adds to the CSV.
 """
 
 import argparse
 import csv
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -79,6 +82,7 @@ def drive(config: FarmConfig) -> None:
     from uniaudio.tokenize_farm.farm import run_farm
 
     os.setpgrp()
+    faulthandler.register(signal.SIGUSR1)
     try:
         run_farm(config)
     except UserError as error:
@@ -145,7 +149,7 @@ def place_for(kind: str, folder: Path, store: FakeS3, rng: random.Random) -> Ite
         try:
             yield str(disk / "shards")
         finally:
-            subprocess.run(["umount", str(disk)], check=True)
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)  # workers of a farm that hung may still be there
     else:
         yield str(folder / "shards")
 
@@ -193,15 +197,18 @@ class Run:
                 self._wait_and_strike(driver)
             driver.join(DEADLINE)
             if driver.is_alive():
+                os.kill(driver.pid, signal.SIGUSR1)  # it writes where it stands
+                driver.join(2.0)
                 driver.kill()
-                raise TimeoutError(f"{self.kind}: the farm hangs after {self.struck}")
+                driver.join()
+                raise TimeoutError(f"the farm hangs, {published(self.config.output_dir, self._store)} shards are there")
             if driver.exitcode == 0:
                 return
             if self.kind == "disk" and not self.struck:
                 self.struck.append(f"disk full at {published(self.config.output_dir, self._store)} shards")
                 disk = str(Path(self.config.output_dir).parent)
                 subprocess.run(["mount", "-o", f"remount,size={LARGE_DISK}", disk], check=True)
-        raise RuntimeError(f"{self.kind}: not done after {STARTS} starts ({self.struck})")
+        raise RuntimeError(f"not done after {STARTS} starts")
 
     def _wait_and_strike(self, driver: Any) -> None:
         enough = min(UNITS - 1, published(self.config.output_dir, self._store) + self._rng.randrange(0, UNITS // 2))
@@ -222,68 +229,76 @@ class Run:
         self.struck.append(f"{self.kind} at {there} shards")
 
 
-def chaos(runs: int, seed: int, kinds: tuple[str, ...], scratch: Path) -> list[dict[str, object]]:
-    """A row a run.
-
-    Raises:
-        AssertionError: a run ended with other shards than the undisturbed one.
-    """
+def chaos(numbers: range, seed: int, kinds: tuple[str, ...], scratch: Path) -> Iterator[dict[str, object]]:
+    """A row a run."""
     manifest = write_corpus(scratch / "corpus")
     expected = undisturbed(manifest, scratch / "expected")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    store, rows = FakeS3(), []
+    store = FakeS3()
     with serve_s3(store) as variables:
         os.environ.update(variables)  # before Ray starts: its workers write there
         nodes = Nodes()
         try:
-            for number in range(runs):
-                rows.append(_one(number, seed, kinds[number % len(kinds)], scratch / str(number), manifest, expected, nodes, store))
-                sys.stderr.write(f"{rows[-1]}\n")
+            for number in numbers:
+                yield _one(number, seed, kinds[number % len(kinds)], scratch / str(number), manifest, expected, nodes, store)
         finally:
             nodes.close()
-    return rows
 
 
 def _one(
     number: int, seed: int, kind: str, folder: Path, manifest: Path, expected: dict[str, str], nodes: Nodes, store: FakeS3
 ) -> dict[str, object]:
     folder.mkdir()
-    begin = time.monotonic()
+    begin, failed = time.monotonic(), ""
+    decode_workers = number // len(KINDS) % 2
     with place_for(kind, folder, store, random.Random(f"{seed}-{number}-place")) as output_dir:
-        config = make_config(manifest, output_dir, nodes.address, decode_workers=number // len(KINDS) % 2)
-        run = Run(kind, seed * 1_000 + number, config, nodes, store)
-        run()
-        store.fail = lambda method, key: None
-        assert contents(output_dir, store) == expected, f"run {number} ({kind}): other shards than the undisturbed run's"
-        farm = json.loads(open_output(output_dir).read("farm.json") or b"{}")
-        assert farm["status"] == "finished" and farm["totals"]["clips"] == UNITS * CLIPS - 1, farm
-        assert farm["totals"]["dropped_by_reason"] == {"missing": 1}
+        run = Run(kind, seed * 1_000 + number, make_config(manifest, output_dir, nodes.address, decode_workers), nodes, store)
+        try:
+            run()
+            store.fail = lambda method, key: None
+            _check(output_dir, expected, store)
+        except (AssertionError, RuntimeError, OSError, psutil.Error, subprocess.SubprocessError) as error:
+            failed = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return {
         "run": number,
         "kind": kind,
-        "decoding": "ahead" if config.decode_workers else "by the workers",
+        "decoding": "ahead" if decode_workers else "by the workers",
         "struck": "; ".join(run.struck) or ("a quarter of the requests failed" if kind == "s3" else "nothing: it was done before"),
         "starts": run.starts,
         "shards_before_last_start": run.before_last,
-        "same_sha256": True,
+        "same_sha256": not failed,
         "seconds": round(time.monotonic() - begin, 1),
+        "failed": failed,
     }
+
+
+def _check(output_dir: str, expected: dict[str, str], store: FakeS3) -> None:
+    assert contents(output_dir, store) == expected, "other shards than the undisturbed run's"
+    farm = json.loads(open_output(output_dir).read("farm.json") or b"{}")
+    assert farm["status"] == "finished" and farm["totals"]["clips"] == UNITS * CLIPS - 1, farm
+    assert farm["totals"]["dropped_by_reason"] == {"missing": 1}, farm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--runs", type=int, default=50, help="number of the last run plus one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="farm-chaos-") as scratch:
-        rows = chaos(options.runs, options.seed, tuple(options.kinds), Path(scratch))
-    with options.out.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    numbers, mode, failed = range(options.first, options.runs), "a" if options.first else "w", 0
+    with tempfile.TemporaryDirectory(prefix="farm-chaos-") as scratch, options.out.open(mode, newline="") as handle:
+        for row in chaos(numbers, options.seed, tuple(options.kinds), Path(scratch)):
+            writer = csv.DictWriter(handle, fieldnames=list(row))
+            if not handle.tell():
+                writer.writeheader()
+            writer.writerow(row)
+            handle.flush()
+            sys.stderr.write(f"{row}\n")
+            failed += bool(row["failed"])
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 Many small units go in one call, so that the driver's work per unit stays small; a unit that takes long goes alone. With a decoding stage a
 unit is decoded by a CPU task, waits in the object store, and goes to a worker when one is free; no more of them wait than keep the workers
 busy (back-pressure).
+
+Nothing is waited for without end. Ray may never start a decoding task (nodes went, or another farm came, and workers hold every core): idle
+workers then decode for themselves. A worker that answers no more is ended and its units are done again.
 """
 
 import errno
@@ -23,6 +26,7 @@ from uniaudio.tokenize_farm.pool import Pool
 from uniaudio.tokenize_farm.schedule import Job, Schedule
 from uniaudio.tokenize_farm.summary import Work
 from uniaudio.tokenize_farm.units import Plan, WorkUnit
+from uniaudio.tokenize_farm.waits import Silence, Waits
 from uniaudio.tokenize_farm.worker import UnitResult, decode_unit
 
 logger = get_logger("farm")
@@ -32,7 +36,10 @@ Report = Callable[[Work, UnitResult], None]  # called for every unit that was pu
 
 _CALL_SECONDS = 1.0  # how long a call should take: units are gathered up to it
 _MOST_UNITS = 64
-_PATIENCE = 60.0  # seconds without a worker before the log says so
+_PATIENCE = 60.0  # seconds in which nothing ends before the log says so
+_DECODING_SECONDS = 30.0  # without a decoded unit; then idle workers decode for themselves, which costs little where it was too early
+_STALLED_SECONDS, _STALLED_TIMES = 3_600.0, 10  # a call is given up after an hour and ten times the longest one so far ...
+_FIRST_SECONDS = 6 * 3_600.0  # ... or after this, where none has ended yet
 # whatever says that a process or a node is gone and its unit must be done again
 _GONE = (
     ray.exceptions.RayActorError,
@@ -64,7 +71,10 @@ class Flow:
     _running: dict[Any, tuple[Job, Any]] = field(default_factory=dict)  # reference -> job, actor
     _decoding: dict[Any, Job] = field(default_factory=dict)
     _decoded: deque[tuple[Job, Any]] = field(default_factory=deque)  # job, reference of its clips
-    _warn_at: float = 0.0
+    _calls: Waits = field(default_factory=Waits)
+    _decodes: Waits = field(default_factory=Waits)
+    _silence: Silence = field(default_factory=lambda: Silence(_PATIENCE))
+    _decoders_gone: bool = False
 
     def run(self) -> Work:
         """Until everything is published.
@@ -104,20 +114,41 @@ class Flow:
             if job.rows is not None:
                 self._decoded.append((job, None))
                 continue
-            self._decoding[decode.remote(self.config, self._unit(job.units[0]))] = job
+            reference = decode.remote(self.config, self._unit(job.units[0]))
+            self._decoding[reference] = job
+            self._decodes.begin(reference, self.work.seconds)
 
     def _hand_out(self) -> None:
         while (actor := self.pool.free()) is not None:
             job, clips = self._decoded.popleft() if self._decoded else (None, None)
-            if job is None and not self.pool.decoders:
-                job = self.schedule.next(self._units_a_call())
+            if job is None and (not self.pool.decoders or self._nothing_is_decoded()):
+                job = self.schedule.next(self._units_a_call()) or self._take_back()
             if job is None:
                 return
             if job.alone and (actor := self.pool.free(alone=True)) is None:
                 self._decoded.appendleft((job, clips))
                 return
             self.pool.took(actor, alone=job.alone)
-            self._running[self._call(actor, job, clips)] = job, actor
+            reference = self._call(actor, job, clips)
+            self._running[reference] = job, actor
+            self._calls.begin(reference, self.work.seconds)
+
+    def _nothing_is_decoded(self) -> bool:
+        """Whether the decoding tasks keep the workers waiting for so long that Ray may have no core for them; says so once a time."""
+        gone = self._decodes.all_overdue(self.work.seconds, _DECODING_SECONDS)
+        if gone and not self._decoders_gone:
+            units = self._decodes.described(self._names_decoding(), self.work.seconds)
+            logger.warning("nothing was decoded ahead for %.0f s: %s; idle workers decode for themselves", _DECODING_SECONDS, units)
+        self._decoders_gone = gone
+        return gone
+
+    def _take_back(self) -> Job | None:
+        """The unit that waits longest for its decoding, when no other is left; only with a decoding stage."""
+        for reference in self._decodes.overdue(self.work.seconds, _DECODING_SECONDS)[:1]:
+            ray.cancel(reference)
+            self._decodes.give_up(reference)
+            return self._decoding.pop(reference)
+        return None
 
     def _call(self, actor: Any, job: Job, clips: Any) -> Any:
         if job.rows is not None:
@@ -137,24 +168,54 @@ class Flow:
     def _collect(self) -> None:
         """Waits for something to happen, and takes in all that has."""
         references = [*self._running, *self._decoding, *self.pool.starting]
-        if not self.pool.running:
-            self._warn_of_no_room()
         ready, rest = ray.wait(references, num_returns=1, timeout=0.5, fetch_local=False)
         ready += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0] if ready and rest else []
+        now = self.work.seconds
         for reference in ready:
+            self._silence.heard(now)
             if reference in self._running:
+                self._calls.end(reference, now)
                 self._take_in(reference, *self._running.pop(reference))
             elif reference in self._decoding:
+                self._decodes.end(reference, now)
                 self._decoded.append((self._decoding.pop(reference), reference))
             else:
                 self.pool.came_up(reference)
+        self._warn_of_silence()
+        self._end_stalled()
 
-    def _warn_of_no_room(self) -> None:
-        if self.work.seconds >= self._warn_at:
-            self._warn_at = self.work.seconds + _PATIENCE
-            if self.work.seconds >= _PATIENCE:
-                needs = f"cpus_per_worker {self.config.cpus_per_worker:g}, gpus_per_worker {self.config.gpus_per_worker:g}"
-                logger.warning("no worker runs since %.0f s: loading models, or the cluster has no room (%s)", self.work.seconds, needs)
+    def _warn_of_silence(self) -> None:
+        """Says what is waited for, and since when."""
+        silent = self._silence.broken_by(self.work.seconds, least=3 * self._calls.longest)
+        if silent is None:
+            return
+        if not self.pool.running:
+            needs = f"cpus_per_worker {self.config.cpus_per_worker:g}, gpus_per_worker {self.config.gpus_per_worker:g}"
+            logger.warning("no worker runs since %.0f s: loading models, or the cluster has no room (%s)", silent, needs)
+            return
+        names = {reference: f"{self._name(job)} on {self.pool.name(actor)}" for reference, (job, actor) in self._running.items()}
+        tokenizing = self._calls.described(names, self.work.seconds) or "nothing"
+        decoding = self._decodes.described(self._names_decoding(), self.work.seconds) or "nothing"
+        logger.warning("nothing has ended for %.0f s; tokenizing: %s; decoding ahead: %s", silent, tokenizing, decoding)
+
+    def _end_stalled(self) -> None:
+        """Ends the workers that do not answer; what they had is done again."""
+        longest = self._calls.longest
+        limit = max(_STALLED_SECONDS, _STALLED_TIMES * longest) if longest else _FIRST_SECONDS
+        for reference in self._calls.overdue(self.work.seconds, limit):
+            self._calls.give_up(reference)
+            job, actor = self._running.pop(reference)
+            why = f"no answer from {self.pool.name(actor)} for {limit:.0f} s"
+            self._gone(job, actor, ray.exceptions.RayActorError(error_msg=why))
+
+    def _names_decoding(self) -> dict[Any, str]:
+        return {reference: self._name(job) for reference, job in self._decoding.items()}
+
+    def _name(self, job: Job) -> str:
+        return self._listed(job.units) + (f" rows {job.rows[0]} to {job.rows[1]}" if job.rows else "")
+
+    def _listed(self, units: tuple[int, ...]) -> str:
+        return ", ".join(self.plan.name(unit) for unit in units[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
 
     def _take_in(self, reference: Any, job: Job, actor: Any) -> None:
         try:
@@ -182,8 +243,7 @@ class Flow:
         if isinstance(error, ray.exceptions.RayActorError):
             self.pool.died(actor)
         left = tuple(unit for unit in job.units if job.rows is not None or not self._published(unit))
-        names = ", ".join(self.plan.name(unit) for unit in left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        logger.warning("the worker of %s died: %s", names or "units already published", " ".join(str(error).split())[:200])
+        logger.warning("the worker of %s died: %s", self._listed(left) or "units already published", " ".join(str(error).split())[:200])
         if left:
             self.schedule.died(replace(job, units=left), str(error))
             if job.rows and job.rows[0] in self.schedule.poison.get(job.units[0], ()):

@@ -44,6 +44,7 @@ class Pool:
         self.restarts = 0
         self._starting: dict[Any, Any] = {}  # reference of `ready` -> actor
         self._calls: dict[Any, int] = {}  # running actor -> calls in flight
+        self._names: dict[Any, str] = {}  # of every actor that came up: where it runs
         self._alone: set[Any] = set()
         self.grow(self.most)
 
@@ -71,13 +72,17 @@ class Pool:
         """
         actor = self._starting.pop(reference)
         try:
-            ray.get(reference)
+            self._names[actor] = ray.get(reference)
         except ray.exceptions.RayActorError as error:
             if getattr(error, "actor_init_failed", False):
                 raise UserError("a worker could not start", seen=str(error).strip().splitlines()[-1]) from error
             self.restarts += 1  # its node went while it started
             return
         self._calls[actor] = 0
+
+    def name(self, actor: Any) -> str:
+        """Host and process of an actor that came up."""
+        return self._names[actor]
 
     def free(self, *, alone: bool = False) -> Any | None:
         """The actor with the fewest calls that may take one more; with `alone`, one that has none."""

@@ -4,6 +4,8 @@ Owns tokenizing; decoding is decode.py's, publishing output.py's. A clip is drop
 ends the run, so that no bug can pass for bad data.
 """
 
+import os
+import socket
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,8 +87,9 @@ class UnitWorker:
                 "this worker's tokenizers differ from the driver's", seen=self._versions, allowed=versions, remedy="install the same files"
             )
 
-    def ready(self) -> None:
-        """Returns once the worker runs."""
+    def ready(self) -> str:
+        """Host and process; returns once the worker runs."""
+        return f"{socket.gethostname()} pid {os.getpid()}"
 
     def run_many(self, units: Sequence[WorkUnit]) -> list[UnitResult]:
         """`run` for several units: one call for many small ones."""

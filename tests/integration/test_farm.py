@@ -16,7 +16,10 @@ import soundfile
 from small_disk import small_disk
 
 from uniaudio.configs.farm import FarmConfig
+from uniaudio.tokenize_farm import flow, pool
 from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.output import open_output
+from uniaudio.tokenize_farm.schedule import Schedule
 from uniaudio.tokenize_farm.units import Plan
 from uniaudio.tokenize_farm.verify import verify_shard
 from uniaudio.tokenize_farm.worker import UnitWorker, make_tokenizers, tokenizer_versions
@@ -181,6 +184,28 @@ def test_a_killed_worker_is_replaced_and_its_unit_done_again(corpus, expected, t
     farm = json.loads((tmp_path / "shards" / "farm.json").read_text())
     assert farm["last_work"]["restarts"] == 1
     assert all(verify_shard(shard) == [] for shard in list_shards(tmp_path / "shards"))
+
+
+def test_workers_decode_for_themselves_where_no_core_is_left_to_decode_ahead(corpus, expected, tmp_path, monkeypatch, caplog) -> None:
+    """As when a node went just before: the cluster counted its core, so that the workers took every other one."""
+    monkeypatch.setattr(flow, "_DECODING_SECONDS", 1.0)
+    config = FarmConfig.model_validate_json(farm_file(corpus, tmp_path).read_text()).model_copy(update={"decode_workers": 1})
+    versions, output = tokenizer_versions(make_tokenizers(config)), open_output(config.output_dir)
+
+    def two_of_three_cores(config: FarmConfig, jobs: int) -> tuple[int, int]:
+        pool.start_ray(num_cpus=2, include_dashboard=False)
+        return 3, 1
+
+    monkeypatch.setattr(pool, "_connect", two_of_three_cores)
+    with flow.ray_workers(config, versions, jobs=UNITS, kind=UnitWorker) as workers:
+        while workers.running < 2:
+            for reference in workers.starting:
+                workers.came_up(reference)
+        plan = Plan(corpus, config, versions)
+        schedule = Schedule(range(3), size=plan.size, name=plan.name, retries=0)
+        work = flow.Flow(config, plan, workers, output, schedule, lambda work, result: None).run()
+    assert work.units == 3 and shard_bytes(tmp_path).items() <= expected.items()
+    assert "nothing was decoded ahead for 1 s: train-000000 (" in caplog.text and "decode for themselves" in caplog.text
 
 
 def test_parts_make_the_bytes_of_one_farm(corpus, expected, tmp_path, start) -> None:

@@ -98,6 +98,10 @@ class FakePool:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.running, self.starting = 1, []
+
+    def name(self, actor: object) -> str:
+        return f"host of {actor}"
 
     def ended(self, actor: object) -> None:
         self.told.append("ended")
@@ -134,6 +138,50 @@ def test_a_decoder_that_dies_takes_no_worker_with_it(tmp_path: Path, monkeypatch
     flow = make_flow(tmp_path)
     take_in(flow, flow.schedule.next(1), monkeypatch, ray.exceptions.WorkerCrashedError())
     assert flow.pool.told == ["ended"] and flow.schedule.next(1) == Job((0,), alone=True)
+
+
+def silent_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Flow:
+    """A flow whose workers have not answered for so long."""
+    monkeypatch.setattr("uniaudio.tokenize_farm.flow.ray.wait", lambda references, **options: ([], references))
+    flow = make_flow(tmp_path)
+    for reference in ("first", "second"):
+        flow._running[reference] = flow.schedule.next(2), "actor"
+        flow._calls.begin(reference, flow.work.seconds)
+        flow.work.seconds += seconds
+    flow._collect()
+    return flow
+
+
+def test_a_silent_farm_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    flow = silent_flow(tmp_path, monkeypatch, 45.0)
+    for seconds in (100.0, 179.0, 181.0):
+        flow.work.seconds = seconds
+        flow._collect()
+    said = "train-000000, train-000001 on host of actor (90 s), train-000002, train-000003 on host of actor (45 s)"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"nothing has ended for 90 s; tokenizing: {said}; decoding ahead: nothing",
+        f"nothing has ended for 181 s; tokenizing: {said}; decoding ahead: nothing".replace("90 s)", "181 s)").replace("45 s)", "136 s)"),
+    ]
+    flow.pool.running, flow.work.seconds = 0, 400.0
+    flow._collect()
+    assert "no worker runs since 400 s: loading models, or the cluster has no room (cpus_per_worker 1" in caplog.text
+
+
+def test_a_worker_that_answers_no_more_is_ended_and_its_units_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = silent_flow(tmp_path, monkeypatch, 4 * 3_600.0)
+    assert flow.pool.told == ["ended", "died"] and list(flow._running) == ["second"]
+    assert [flow.schedule.next(1) for _ in range(2)] == [Job((unit,), alone=True) for unit in (0, 1)]
+    assert "the worker of train-000000, train-000001 died: no answer from host of actor for 21600 s" in caplog.text
+
+
+def test_how_long_a_call_may_take_follows_the_longest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = silent_flow(tmp_path, monkeypatch, 400.0)
+    for longest, seconds, left in ((600.0, 5_999.0, 2), (1.0, 3_599.0, 2), (1.0, 3_601.0, 1), (600.0, 6_401.0, 0)):
+        flow._calls.longest, flow.work.seconds = longest, seconds
+        flow._collect()
+        assert len(flow._running) == left
 
 
 @pytest.mark.parametrize(
