@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-Fault = str | None  # "500", "cut", None
+Fault = str | None  # "500", "cut", "stall", None
 Chooser = Callable[[str, str], Fault]
 
 
@@ -26,6 +26,7 @@ class FakeS3:
         self.fail: Chooser = fail or (lambda method, path: None)
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
+        self.over = threading.Event()  # ends the stalls
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -55,7 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
         with store.lock:
             store.requests.append((self.command, self.key))
             fault = store.fail(self.command, self.key)
-        if fault == "500":
+        if fault == "stall":  # the connection stays open, and nothing comes
+            store.over.wait()
+            self.close_connection = True
+        elif fault == "500":
             self._answer(500, b"<Error><Code>InternalError</Code></Error>")
         elif fault == "cut":
             self.close_connection = True
@@ -141,6 +145,7 @@ def serve_s3(store: FakeS3, port: int = 0) -> Iterator[dict[str, str]]:
             "AWS_REGION": "us-east-1",
         }
     finally:
+        store.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -68,6 +68,18 @@ def test_failing_requests_lose_and_double_nothing(s3: FakeS3) -> None:
     assert store.shards() == [("train", unit) for unit in range(4)] and len(s3.objects) == 12 and not s3.parts
 
 
+def test_a_store_that_keeps_connections_open_and_says_nothing_is_asked_again(s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uniaudio.tokenize_farm.storage._READ_TIMEOUT", "1 second")
+    stalled: set[str] = set()
+
+    def first_of_each_method(method: str, key: str) -> str | None:
+        return None if method in stalled else stalled.add(method) or "stall"
+
+    s3.fail = first_of_each_method
+    store = StoreOutput("s3://bucket/shards")
+    assert write(store) == store.sidecar("train", 0) and stalled == {"PUT", "GET"}
+
+
 def test_a_large_tar_goes_in_parts(s3: FakeS3, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(range(256)) * (20 << 12))
     Store("s3://bucket").put("big", tmp_path / "big")
