@@ -1,5 +1,6 @@
 """Ranks of a small world as forked processes: torch, DeepSpeed and megatron-core are imported once, in the fork server."""
 
+import gc
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -15,6 +16,9 @@ from uniaudio.pretrain.launch import free_port
 PRELOAD = [
     "deepspeed",
     "deepspeed.pipe",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "mlflow",
     "uniaudio.pretrain.engine",
     "uniaudio.pretrain.parallel.megatron",
@@ -39,6 +43,7 @@ def _context() -> Any:
 def _rank(rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     import torch
 
+    gc.freeze()  # DeepSpeed collects garbage six times and more: not among all that the imports left
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
