@@ -67,12 +67,14 @@ def evaluate(
     if strange := [name for name in wanted if name not in evaluator.run.data.tasks]:
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
     plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None, generated=generated)
+    target = out or (run / "evaluation" if folder != run else run.with_name(f"{run.name}-evaluation"))
     results = []
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("evaluate", total=len(wanted))
         for result in evaluator.evaluate(plan, lambda what: progress.update(bar, description=what)):
             results.append(result)
+            report.write_codes([result], target / "codes")  # as they come: what was generated outlives what comes after it
             progress.advance(bar)
     if not results:
         raise UserError(
@@ -87,11 +89,9 @@ def evaluate(
         "precision": precision,
         "seed": str(seed),
     }
-    target = out or (run / "evaluation" if folder != run else run.with_name(f"{run.name}-evaluation"))
     table, content = report.markdown(results, about), report.as_json(results, about)
     publish_bytes(target / "evaluation.md", table.encode())
     publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
-    report.write_codes(results, target / "codes")
     wavs = report.write_audio(results, target / "audio")
     _track(run if folder != run else target, evaluator, about, table, report.metrics(results))
     click.echo(json.dumps(content) if as_json else table, nl=as_json)

@@ -94,6 +94,10 @@ class Evaluator:
         """
         if plan.clips and plan.generated is None:
             require_frames(self.run.model)
+        if plan.clips:
+            told("loading the measures")
+            needed = dict.fromkeys(of for name in plan.tasks for of in measures_of(name, plan.measures, self._models))
+            self._judge.rehearse(list(needed))
         for name in plan.tasks:
             told(f"{name}: likelihood")
             try:

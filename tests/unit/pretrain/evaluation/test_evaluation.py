@@ -229,6 +229,32 @@ def test_what_was_generated_elsewhere_is_measured_here(evaluator: Evaluator, tmp
     assert "--generated: no codes of task se for a held-out clip" in str(more)
 
 
+def test_a_missing_model_is_told_before_anything_is_generated(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*clips: object) -> float:
+        raise UserError("speaker similarity needs a package", remedy="install it")
+
+    monkeypatch.setattr(scores.speaker, "similarity", missing)
+    monkeypatch.setattr(evaluator, "_generate", lambda *told: pytest.fail("generated first"))
+    with pytest.raises(UserError, match="speaker similarity needs a package"):
+        next(iter(evaluator.evaluate(Plan(("tse",), clips=2, rows=4, measures=("sim",)))))
+
+
+def test_codes_of_the_tasks_before_a_failure_are_kept(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")
+    monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
+    generate = evaluator._generate
+
+    def once(held_out: object, *rest: object) -> object:
+        if held_out.task.name == "sound":  # type: ignore[attr-defined]
+            raise UserError("the machine is out of something", remedy="give it more")
+        return generate(held_out, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluator, "_generate", once)
+    words = ["evaluate", str(tmp_path), "--tasks", "se,sound", "--clips", "2", "--rows", "4", "--measures", "none"]
+    assert "out of something" in str(CliRunner().invoke(command_line, words).exception)
+    assert (tmp_path / "evaluation" / "codes" / "se.npz").is_file()
+
+
 def test_the_papers_figures_stand_beside_marked_as_reported(evaluator: Evaluator) -> None:
     [result] = evaluator.evaluate(Plan(("tts",), clips=2, rows=2, measures=("dnsmos",)))
     table = report.markdown([result], {"checkpoint": "x"})
