@@ -11,7 +11,7 @@ from uniaudio.atomic import publish_bytes
 from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import find
 from uniaudio.pretrain.evaluation import report
-from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan
+from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan, TaskResult
 from uniaudio.pretrain.evaluation.scores import Models, measures_of
 from uniaudio.pretrain.generate.api import DTYPES
 from uniaudio.store import StoredRun
@@ -68,20 +68,6 @@ def evaluate(
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
     plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None, generated=generated)
     target = out or (run / "evaluation" if folder != run else run.with_name(f"{run.name}-evaluation"))
-    results = []
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("evaluate", total=len(wanted))
-        for result in evaluator.evaluate(plan, lambda what: progress.update(bar, description=what)):
-            results.append(result)
-            report.write_codes([result], target / "codes")  # as they come: what was generated outlives what comes after it
-            progress.advance(bar)
-    if not results:
-        raise UserError(
-            "no held-out clip serves any task of this run",
-            seen=", ".join(wanted),
-            remedy="tokenize with a larger held_out_fraction (its share of the speakers goes to the split valid), or give --shards",
-        )
     about = {
         "checkpoint": str(folder),
         "shards": str(evaluator.run.data.shards),
@@ -89,9 +75,26 @@ def evaluate(
         "precision": precision,
         "seed": str(seed),
     }
-    table, content = report.markdown(results, about), report.as_json(results, about)
-    publish_bytes(target / "evaluation.md", table.encode())
-    publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
+    results: list[TaskResult] = []
+    table = ""
+    content: dict[str, object] = {}
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("evaluate", total=len(wanted))
+        for result in evaluator.evaluate(plan, lambda what: progress.update(bar, description=what)):
+            results.append(result)
+            # After every task, as an evaluation takes hours: what is there outlives what comes after it.
+            report.write_codes([result], target / "codes")
+            table, content = report.markdown(results, about), report.as_json(results, about)
+            publish_bytes(target / "evaluation.md", table.encode())
+            publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
+            progress.advance(bar)
+    if not results:
+        raise UserError(
+            "no held-out clip serves any task of this run",
+            seen=", ".join(wanted),
+            remedy="tokenize with a larger held_out_fraction (its share of the speakers goes to the split valid), or give --shards",
+        )
     wavs = report.write_audio(results, target / "audio")
     _track(run if folder != run else target, evaluator, about, table, report.metrics(results))
     click.echo(json.dumps(content) if as_json else table, nl=as_json)

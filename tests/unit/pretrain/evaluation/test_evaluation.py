@@ -239,7 +239,7 @@ def test_a_missing_model_is_told_before_anything_is_generated(evaluator: Evaluat
         next(iter(evaluator.evaluate(Plan(("tse",), clips=2, rows=4, measures=("sim",)))))
 
 
-def test_codes_of_the_tasks_before_a_failure_are_kept(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tasks_before_a_failure_are_kept(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")
     monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
     generate = evaluator._generate
@@ -253,6 +253,7 @@ def test_codes_of_the_tasks_before_a_failure_are_kept(evaluator: Evaluator, tmp_
     words = ["evaluate", str(tmp_path), "--tasks", "se,sound", "--clips", "2", "--rows", "4", "--measures", "none"]
     assert "out of something" in str(CliRunner().invoke(command_line, words).exception)
     assert (tmp_path / "evaluation" / "codes" / "se.npz").is_file()
+    assert "| se |" in (tmp_path / "evaluation" / "evaluation.md").read_text()
 
 
 def test_the_papers_figures_stand_beside_marked_as_reported(evaluator: Evaluator) -> None:
