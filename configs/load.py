@@ -120,7 +120,11 @@ def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides
     from uniaudio.configs.rules import check  # the rules know every section; sections know nobody
 
     path = find_config(name, folder)
-    tree = parse_yaml(path.read_text(encoding="utf-8"), source=str(path)) or {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file", seen=str(error), allowed="YAML in UTF-8") from error
+    tree = parse_yaml(text, source=str(path)) or {}
     config = validate(kind, apply_overrides(tree, overrides), source=str(path), overrides=overrides)
     check(config)
     return config

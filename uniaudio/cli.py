@@ -84,12 +84,19 @@ def _sequence_lines(*arguments: Any, **options: Any) -> Iterator[str]:
 
 
 def main() -> None:
-    """Runs the command line; a UserError becomes one line on standard error and its exit code (2, or 69: try again)."""
+    """Runs the command line; a UserError, or a path that cannot be used, becomes one line on standard error and its exit code
+    (2, or 69: try again)."""
     try:
         cli(standalone_mode=False)
     except UserError as error:
         click.echo("\n".join([f"uniaudio: error: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(error.exit_code)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        seen = f"{error.filename2 or error.filename}: {error.strerror}"
+        click.echo(f"uniaudio: error: {UserError('a path cannot be used', seen=seen, remedy='another path, or its rights')}", err=True)
+        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def demo_table(root: Path, seconds: dict[str, float], audio: list[tuple[str, str]]) -> Table:
     """What lies below `root` after the demo, with the `seconds` of each step and the audio made: (what, path and level)."""
-    table = Table("what", "result", title="uniaudio demo", title_justify="left")
+    # Folded, not cut: the last line is a command to be copied.
+    table = Table("what", Column("result", overflow="fold"), title="uniaudio demo", title_justify="left")
     for what, result in [*_farm_lines(root / "shards"), *_training_lines(root / "run"), *audio]:
         table.add_row(what, result)
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))

@@ -76,6 +76,10 @@ def generate(
         raise UserError("nothing says where the sound goes", remedy="--out FILE.wav, or --stream")
     if task is None and manifest is None:
         raise UserError("no task", remedy="--task tts (or another that the checkpoint knows)")
+    if out is not None:  # told before minutes of generating
+        if manifest is None and out.is_dir():
+            raise UserError("--out is a folder", seen=out, allowed="FILE.wav", remedy="a file, or --manifest, which writes a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
     if manifest is not None and (stream or out is None):
         raise UserError("--manifest writes a folder", remedy="--out DIR, without --stream")
     if rows < 1:

@@ -22,6 +22,12 @@ DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu or
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 
 
+def _check_levels(levels: int | None, most: int) -> None:
+    """Once, before any file is read."""
+    if levels is not None and levels > most:
+        raise UserError("--levels", seen=levels, allowed=f"1 to {most}")
+
+
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no CUDA device here", seen=f"--device {name}", remedy="use --device cpu")
@@ -96,11 +102,12 @@ def train(config: str, overrides: tuple[str, ...], device: str, stop_after: floa
 @OUT
 @WEIGHTS
 @DEVICE
-@click.option("--levels", type=int, help="Levels to write; all of them unless given.")
+@click.option("--levels", type=click.IntRange(1), help="Levels to write; all of them unless given.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 def encode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
     """Encode a recording, or every recording below a folder, to OUT/STEM.npy: (frames, levels) uint16."""
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
+    _check_levels(levels, model.config.num_codebooks)
 
     def one(path: Path, target: Path) -> str:
         codes = model.encode(torch.from_numpy(files.read_audio(path))[None], num_codebooks=levels)[0]
@@ -116,11 +123,12 @@ def encode(source: Path, out: Path, weights: Path | None, device: str, levels: i
 @OUT
 @WEIGHTS
 @DEVICE
-@click.option("--levels", type=int, help="Use only the first levels of the codes.")
+@click.option("--levels", type=click.IntRange(1), help="Use only the first levels of the codes.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 def decode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
     """Decode a .npy of codes, or every one below a folder, to OUT/STEM.wav at 16 kHz."""
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
+    _check_levels(levels, model.config.num_codebooks)
 
     def one(path: Path, target: Path) -> str:
         codes = torch.from_numpy(files.read_codes(path).astype(np.int64))[None, :, :levels]

