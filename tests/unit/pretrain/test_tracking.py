@@ -17,7 +17,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def test_params_are_flat_text(run: RunConfig) -> None:
     params = flatten(run)
-    assert params["optim.lr"] == "0.005" and params["data.tasks"] == '["tts", "sound"]' and params["data.mix.weights"] == "{}"
+    assert params["optim.lr"] == str(run.optim.lr) and params["data.tasks"] == '["tts", "sound"]' and params["data.mix.weights"] == "{}"
 
 
 def test_the_farm_run_is_named(tmp_path: Path) -> None:
