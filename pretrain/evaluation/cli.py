@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -77,7 +78,7 @@ def evaluate(
     }
     results: list[TaskResult] = []
     table = ""
-    content: dict[str, object] = {}
+    content: dict[str, Any] = {}
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("evaluate", total=len(wanted))
@@ -85,9 +86,7 @@ def evaluate(
             results.append(result)
             # After every task, as an evaluation takes hours: what is there outlives what comes after it.
             report.write_codes([result], target / "codes")
-            table, content = report.markdown(results, about), report.as_json(results, about)
-            publish_bytes(target / "evaluation.md", table.encode())
-            publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
+            table, content = _publish(results, about, target)
             progress.advance(bar)
     if not results:
         raise UserError(
@@ -99,6 +98,14 @@ def evaluate(
     _track(run if folder != run else target, evaluator, about, table, report.metrics(results))
     click.echo(json.dumps(content) if as_json else table, nl=as_json)
     click.echo(f"{target / 'evaluation.md'}, evaluation.json, {len(wavs)} wavs", err=True)
+
+
+def _publish(results: list[TaskResult], about: dict[str, str], target: Path) -> tuple[str, dict[str, Any]]:
+    """Writes the table and the JSON of the tasks so far, and returns them."""
+    table, content = report.markdown(results, about), report.as_json(results, about)
+    publish_bytes(target / "evaluation.md", table.encode())
+    publish_bytes(target / "evaluation.json", json.dumps(content, indent=1).encode())
+    return table, content
 
 
 def _track(where: Path, evaluator: Evaluator, about: dict[str, str], table: str, metrics: dict[str, float]) -> None:
