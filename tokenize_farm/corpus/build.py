@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.corpus import debian
 from uniaudio.tokenize_farm.corpus.source import MADE, Recording, Source, manifest_rows
-from uniaudio.tokenize_farm.corpus.sources import asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games, sung, voices
+from uniaudio.tokenize_farm.corpus.sources import asterisk, fillets, hedgewars, kde, read, sounds, sphinx, strategy_games, sung, voices
 from uniaudio.tokenize_farm.corpus.split import HELD_OUT_PERCENT
 from uniaudio.tokenize_farm.manifest import ManifestRow
 
-_MODULES = (asterisk, fillets, hedgewars, kde, sounds, sphinx, strategy_games, sung, voices)
+_MODULES = (asterisk, fillets, hedgewars, kde, read, sounds, sphinx, strategy_games, sung, voices)
 SOURCES: dict[str, Source] = {source.name: source for module in _MODULES for source in module.SOURCES}
 
 

@@ -46,7 +46,7 @@ def demo(out: Path, audio_dir: Path | None, minutes: float, cache: Path | None, 
 @click.option("--cache", type=_FOLDER, help="Where packages are kept. [default: OUT/packages]")
 @_as_json
 def full(out: Path, sources: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
-    """Every recording there is: about 13 hours in 30 languages (1 GB to fetch).
+    """Every recording there is: about 13 hours recorded, in 30 languages, and 12 read by made voices (1 GB to fetch).
 
     Example: uniaudio corpus full --out corpora --source asterisk-en --source ufoai
     """
