@@ -21,7 +21,7 @@ SAVED = 75  # exit code of a training that was asked to stop, and saved
 
 def train(arguments: argparse.Namespace) -> int:
     """Trains until the steps of the config or the seconds are over; the exit code."""
-    given = [f"data.shards={arguments.shards}", f"train.output_dir={arguments.out / 'run'}", *arguments.overrides]
+    given = [f"data.shards=[{','.join(map(str, arguments.shards))}]", f"train.output_dir={arguments.out / 'run'}", *arguments.overrides]
     with (arguments.out / "train.log").open("a") as log:
         command = [sys.executable, "-m", "uniaudio", "train", "all_tasks_30m", *given]
         training = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -40,7 +40,7 @@ def uniaudio(*words: str) -> int:
 def main() -> int:
     """Trains, exports, evaluates; the first exit code that is not good."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--shards", type=Path, action="append", required=True, help="may be repeated: one a dataset")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=540.0, help="of training, start included")
     parser.add_argument("--clips", type=int, default=24, help="generated a task by the evaluation; 0: its likelihood alone")
