@@ -1,10 +1,10 @@
 """How near the farm comes to the bare codec loop on a GPU, and to decoding alone from flac files.
 
-    python tests/gpu/farm_speed.py OUT.json [--hours 6] [--gpus 1] [--decode-workers 14]
+    python tests/gpu/farm_speed.py OUT.json [--hours 6] [--gpus 1] [--decode-workers 14] [--form flac]
 
-Writes tones of 10 s as flac (one file for a hundred rows: what is measured is decoding, not the disk), then, in this order: the codec over
-clips held in memory (the bare loop), decoding alone in as many processes as the farm has decoders, and the farm from the flac files with
-its stage table. `share_of_bound` is the farm against the smaller of the two.
+Writes tones of 10 s as flac, or as wav (audio already decoded; one file for a hundred rows: what is measured is decoding, not the disk),
+then, in this order: the codec over clips held in memory (the bare loop), decoding alone in as many processes as the farm has decoders, and
+the farm from the files with its stage table. `share_of_bound` is the farm against the smaller of the two.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from uniaudio.tokenize_farm.tokenizers.protocol import Clip
 SECONDS, ROWS_A_FILE, CLIPS_A_UNIT = 10.0, 100, 256
 
 
-def write_corpus(folder: Path, hours: float) -> Path:
+def write_corpus(folder: Path, hours: float, form: str) -> Path:
     """Noise-like tones, which flac cannot pack to nothing."""
     rng = np.random.default_rng(0)
     rows = int(hours * 3600 / SECONDS)
     with (folder / "manifest.jsonl").open("w") as handle:
         for i in range(rows):
-            name = f"{i // ROWS_A_FILE}.flac"
+            name = f"{i // ROWS_A_FILE}.{form}"
             if i % ROWS_A_FILE == 0:
                 soundfile.write(folder / name, rng.normal(0, 0.1, int(SECONDS * 16_000)).clip(-1, 1), 16_000, subtype="PCM_16")
             handle.write(json.dumps({"id": f"c{i}", "audio_filepath": name, "split": "train"}) + "\n")
@@ -59,7 +59,7 @@ def _decode(path: Path, times: int) -> int:
 
 def decoding_alone(folder: Path, workers: int) -> float:
     """Times real time of load_audio in `workers` processes, a second and more each."""
-    paths = sorted(folder.glob("*.flac"))
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".jsonl")
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(_decode, [paths[0]] * workers, [1] * workers))
         begin = time.perf_counter()
@@ -73,10 +73,11 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--decode-workers", type=int, default=14)
+    parser.add_argument("--form", choices=("flac", "wav"), default="flac")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        manifest = write_corpus(folder, options.hours)
+        manifest = write_corpus(folder, options.hours, options.form)
         bare = bare_loop(options.hours) * options.gpus
         alone = decoding_alone(folder, options.decode_workers)
         fields = {"manifest": str(manifest), "output_dir": str(folder / "shards"), "tokenizers": {"audio": {"name": "codec"}}}
