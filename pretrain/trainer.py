@@ -6,14 +6,11 @@ that are equal on all of them.
 
 import functools
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -42,9 +39,9 @@ from uniaudio.pretrain.spikes import SpikeDetector
 from uniaudio.pretrain.stopwatch import trace
 from uniaudio.pretrain.tracking import Tracker
 from uniaudio.pretrain.watchdog import Watchdog
+from uniaudio.signals import stop_requests
 
 PREEMPTED = launch.SAVED
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
 logger = get_logger("trainer")
 
@@ -68,22 +65,6 @@ class Outputs:
     tracker: Tracker | None = None
     file: MetricsFile | None = None
     progress: Progress | None = None
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """The signals among SIGTERM and SIGUSR1 that have come, in a list that fills by itself."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    previous = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield came
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Trainer:

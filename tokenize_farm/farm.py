@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.errors import UserError
+from uniaudio.errors import Stopped, UserError
 from uniaudio.tokenize_farm.output import Output, Shard, open_output
 from uniaudio.tokenize_farm.parts import Part
 from uniaudio.tokenize_farm.schedule import Schedule
@@ -43,6 +43,7 @@ def run_farm(config: FarmConfig, *, replace: bool = False, progress: "Progress |
     Raises:
         UserError: a fault of config, manifest or tokenizer; a unit that dies again and again; more dropped clips than
             `max_dropped_fraction` (the shards are published all the same); a full disk; a second farm in the same folder.
+        Stopped: SIGTERM or SIGUSR1 came.
     """
     versions = tokenizer_versions(make_tokenizers(config)) | Simulator(config).versions()
     output, part = open_output(config.output_dir), Part.of(config)
@@ -117,7 +118,7 @@ def _is_finished(before: dict, config: FarmConfig, versions: dict[str, str], tot
 def _closing_on_error(tracker: Tracker) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         tracker.finish("KILLED", {})
         raise
     except UserError:

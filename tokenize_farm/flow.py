@@ -9,6 +9,7 @@ workers then decode for themselves. A worker that answers no more is ended and i
 """
 
 import errno
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ from typing import Any
 import ray
 
 from uniaudio.configs.farm import FarmConfig
-from uniaudio.errors import UserError
+from uniaudio.errors import Stopped, UserError
 from uniaudio.log import get_logger
+from uniaudio.signals import stop_requests
 from uniaudio.tokenize_farm.output import Output
 from uniaudio.tokenize_farm.pool import Pool
 from uniaudio.tokenize_farm.schedule import Job, Schedule
@@ -81,7 +83,12 @@ class Flow:
 
         Raises:
             UserError: a fault that more tries do not mend; what `report` raises.
+            Stopped: SIGTERM or SIGUSR1 came (Ray's own handler would abort with a trace).
         """
+        with stop_requests() as came:
+            return self._run(came)
+
+    def _run(self, came: list[int]) -> Work:
         begin = time.perf_counter()
         self.work.decoders = self.pool.decoders
         decode = ray.remote(decode_unit).options(num_cpus=1, max_retries=0) if self.pool.decoders else None
@@ -93,6 +100,9 @@ class Flow:
             if not self.schedule.waiting and not self._decoding and not self._decoded:
                 self.pool.shrink()
             self._collect()
+            if came:
+                remedy = "the same command goes on: what is published stays"
+                raise Stopped("the farm was asked to stop", seen=signal.Signals(came[0]).name, remedy=remedy)
             self.work.seconds = time.perf_counter() - begin
             self.work.restarts, self.work.workers = self.pool.restarts, max(self.work.workers, self.pool.running)
             if self.progress:

@@ -35,6 +35,12 @@ class Unavailable(UserError):
     exit_code = 69  # sysexits.h EX_UNAVAILABLE; schedulers queue the job again
 
 
+class Stopped(UserError):
+    """Work was asked to stop by a signal; what is whole is kept, and the same command goes on."""
+
+    exit_code = 75  # sysexits.h EX_TEMPFAIL, as a training that saved; schedulers queue the job again
+
+
 class MissingDependency(UserError):
     """An optional package that this feature needs is not installed."""
 

@@ -149,6 +149,12 @@ def finish(process: subprocess.Popen) -> str:
 
 def test_a_killed_driver_leaves_no_worker_and_is_continued_with_the_same_bytes(corpus, expected, tmp_path, start) -> None:
     config = farm_file(corpus, tmp_path)
+    asked = start(config)
+    wait_for(lambda: published(tmp_path) >= 1, asked)
+    asked.send_signal(signal.SIGTERM)
+    told = asked.communicate(timeout=DEADLINE)[0]
+    assert asked.returncode == 75, told
+    assert "asked to stop | seen: SIGTERM" in " ".join(told.split()) and "***" not in told
     driver = start(config)
     wait_for(lambda: published(tmp_path) >= 2, driver)
     workers = start.workers(driver)
