@@ -7,6 +7,8 @@ from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config, load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.section import Section
+from uniaudio.configs.tasks import load_tasks
+from uniaudio.configs.vocabulary import load_table
 
 KINDS: dict[str, type[Section]] = {"runs": RunConfig, "farms": FarmConfig, "codecs": CodecConfig}
 
@@ -20,4 +22,8 @@ def config(name: str, overrides: tuple[str, ...], kind: str) -> None:
 
     Example: uniaudio config paper_1b parallel.tensor_parallel_size=2
     """
-    click.echo(dump_config(load_config(KINDS[kind], name, folder=kind, overrides=overrides)), nl=False)
+    loaded = load_config(KINDS[kind], name, folder=kind, overrides=overrides)
+    if isinstance(loaded, RunConfig):  # not among the rules: a job may be submitted where the files that it names are not seen
+        load_tasks(loaded.data.tasks)
+        load_table(loaded.model.vocabulary)
+    click.echo(dump_config(loaded), nl=False)

@@ -25,6 +25,20 @@ def test_dumped_run_reads_back_equal(name, tmp_path):
     assert load_config(RunConfig, path, folder="runs") == run
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.tasks=[tts, nope]", r"no config of that name in configs/tasks \| seen: nope \| allowed: .*tts"),
+        ("data.tasks=[tts, tts]", r"data\.tasks names a task twice \| seen: tts, tts"),
+        ("data.tasks=[mine.yaml]", r"no such config file \| seen: mine\.yaml"),
+        ("model.vocabulary=nope", r"no config of that name in configs/vocabularies \| seen: nope \| allowed: .*paper"),
+    ],
+)
+def test_tasks_and_vocabularies_that_a_run_names_are_looked_for(override, message):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(config_command, ["demo_cpu", override], catch_exceptions=False)
+
+
 def test_override_changes_one_value():
     run = load_config(RunConfig, "demo_cpu", folder="runs", overrides=["optim.lr=3e-4", "data.tasks=[tts]"])
     assert run.optim.lr == 3e-4
