@@ -72,6 +72,9 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context) -> None:
     """UniAudio: one language model for speech, sound, music and singing.
 
+    Exit codes: 0 done; 2 something to correct; 3 some inputs could not be used, the others are done; 69 try again later; 75 asked to stop,
+    and saved.
+
     Example: uniaudio demo --out work/demo
     """
     ctx.obj = {"sequence_lines": _sequence_lines}  # what a command of one package shows of another's, which it may not import
@@ -85,7 +88,7 @@ def _sequence_lines(*arguments: Any, **options: Any) -> Iterator[str]:
 
 def main() -> None:
     """Runs the command line; a UserError, or a path that cannot be used, becomes one line on standard error and its exit code
-    (2, or 69: try again)."""
+    (2; 3: all but some inputs are done; 69: try again)."""
     try:
         cli(standalone_mode=False)
     except UserError as error:

@@ -41,6 +41,12 @@ class Stopped(UserError):
     exit_code = 75  # sysexits.h EX_TEMPFAIL, as a training that saved; schedulers queue the job again
 
 
+class PartlyDone(UserError):
+    """Of several inputs some cannot be used, each was told of; what the others make is whole and written."""
+
+    exit_code = 3
+
+
 class MissingDependency(UserError):
     """An optional package that this feature needs is not installed."""
 

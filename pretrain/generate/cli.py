@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from uniaudio.errors import UserError
+from uniaudio.errors import PartlyDone, UserError
 from uniaudio.pretrain.generate.api import Clip, Generator, Job, Options, Precision
 from uniaudio.pretrain.generate.inputs import Inputs
 from uniaudio.pretrain.generate.manifest import Row, read_requests
@@ -67,7 +67,7 @@ def generate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Generate one clip, or those of a manifest.
+    """Generate one clip, or those of a manifest: a line that cannot be done is told of, the others are, and the exit code is then 3.
 
     Example: uniaudio generate --checkpoint work/demo/run --task tts --text "good morning" --prompt speaker.wav --out out.wav
     """
@@ -160,8 +160,8 @@ def _batch(generator: Generator, rows: list[Row], out: Path, as_json: bool) -> N
     facts = {"clips": len(rows) - len(faults), "failed": len(faults), "seconds": round(seconds, 2), "times_real_time": seconds / elapsed}
     click.echo(json.dumps(facts) if as_json else f"{out}: {facts['clips']} clips, {seconds:.1f} s, {seconds / elapsed:.1f} x real time")
     if faults:
-        first = min(faults)
-        raise UserError(f"{len(faults)} of {len(rows)} requests failed, the first {rows[first].id}: {faults[first]}")
+        first, kind = min(faults), UserError if len(faults) == len(rows) else PartlyDone
+        raise kind(f"{len(faults)} of {len(rows)} requests failed, the first {rows[first].id}: {faults[first]}")
 
 
 def _stream(generator: Generator, job: Job, out: Path | None) -> None:

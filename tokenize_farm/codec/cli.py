@@ -105,7 +105,12 @@ def train(config: str, overrides: tuple[str, ...], device: str, stop_after: floa
 @click.option("--levels", type=click.IntRange(1), help="Levels to write; all of them unless given.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 def encode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
-    """Encode a recording, or every recording below a folder, to OUT/STEM.npy: (frames, levels) uint16."""
+    """Encode a recording, or every recording below a folder, to OUT/STEM.npy: (frames, levels) uint16.
+
+    Of a folder a file that cannot be used is told of and passed over; the exit code is then 3, and OUT can be decoded.
+
+    Example: uniaudio codec encode recordings/ --out codes/ --levels 3
+    """
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
     _check_levels(levels, model.config.num_codebooks)
 
@@ -126,7 +131,12 @@ def encode(source: Path, out: Path, weights: Path | None, device: str, levels: i
 @click.option("--levels", type=click.IntRange(1), help="Use only the first levels of the codes.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 def decode(source: Path, out: Path, weights: Path | None, device: str, levels: int | None, dtype: str) -> None:
-    """Decode a .npy of codes, or every one below a folder, to OUT/STEM.wav at 16 kHz."""
+    """Decode a .npy of codes, or every one below a folder, to OUT/STEM.wav at 16 kHz.
+
+    Of a folder a file that cannot be used is told of and passed over; the exit code is then 3.
+
+    Example: uniaudio codec decode codes/ --out decoded/
+    """
     model = load_codec(weights, device=_device(device), dtype=DTYPES[dtype])
     _check_levels(levels, model.config.num_codebooks)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from uniaudio.atomic import publish_file
-from uniaudio.errors import UserError
+from uniaudio.errors import PartlyDone, UserError
 from uniaudio.log import get_logger
 from uniaudio.tokenize_farm.audio import BadAudio, load_audio
 
@@ -40,7 +40,8 @@ def each(found: Iterable[tuple[Path, Path]], work: Callable[[Path, Path], str]) 
     """What `work(file, target)` says of each file. Of several files a bad one is passed over, and told of at the end.
 
     Raises:
-        UserError: the one file cannot be used, or, when all others are done, some of several could not.
+        UserError: the one file, or none of several, can be used.
+        PartlyDone: when all others are done, some of several could not be used.
     """
     listed = list(found)
     bad: list[str] = []
@@ -52,8 +53,13 @@ def each(found: Iterable[tuple[Path, Path]], work: Callable[[Path, Path], str]) 
                 raise
             log.error("%s", error)
             bad.append(str(path))
-    if bad:
-        raise UserError(f"{len(bad)} of {len(listed)} files could not be used; the others are written", seen=", ".join(bad[:5]))
+    if not bad:
+        return
+    seen = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+    if len(bad) == len(listed):
+        raise UserError(f"none of {len(listed)} files could be used", seen=seen)
+    remedy = "go on with the others, or correct these and give the command again (exit code 3)"
+    raise PartlyDone(f"{len(bad)} of {len(listed)} files could not be used; the others are written", seen=seen, remedy=remedy)
 
 
 def read_audio(path: Path) -> np.ndarray:

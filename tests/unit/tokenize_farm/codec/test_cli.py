@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from tests.unit.tokenize_farm.codec.test_model import tiny
-from uniaudio.errors import UserError
+from uniaudio.errors import PartlyDone, UserError
 from uniaudio.tokenize_farm.audio import load_audio, save_wav
 from uniaudio.tokenize_farm.codec.cli import codec
 from uniaudio.tokenize_farm.codec.weights import load_codec, save_codec
@@ -65,13 +65,23 @@ def test_a_bad_file_of_a_folder_does_not_stop_the_others(tmp_path, weights):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_bytes(b"x")
     save_wav(tmp_path / "in" / "b.wav", wave(0))
-    with pytest.raises(UserError, match=r"1 of 2 files could not be used; the others are written.*a\.wav"):
+    with pytest.raises(PartlyDone, match=r"1 of 2 files could not be used; the others are written.*a\.wav.*go on with the others") as told:
         run("encode", tmp_path / "in", "--out", tmp_path / "codes", "--weights", weights)
+    assert told.value.exit_code == 3
     assert [path.name for path in (tmp_path / "codes").iterdir()] == ["b.npy"]
     (tmp_path / "codes" / "a.npy").write_bytes(b"not an array")
-    with pytest.raises(UserError, match=r"1 of 2 files.*a\.npy"):
+    with pytest.raises(PartlyDone, match=r"1 of 2 files.*a\.npy"):
         run("decode", tmp_path / "codes", "--out", tmp_path / "wav", "--weights", weights)
     assert [path.name for path in (tmp_path / "wav").iterdir()] == ["b.wav"]
+
+
+def test_a_folder_of_bad_files_alone_leaves_nothing_to_go_on_with(tmp_path, weights):
+    (tmp_path / "in").mkdir()
+    for number in range(7):
+        (tmp_path / "in" / f"{number}.wav").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"none of 7 files could be used.*4\.wav, \.\.\.") as told:
+        run("encode", tmp_path / "in", "--out", tmp_path / "codes", "--weights", weights)
+    assert told.value.exit_code == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
