@@ -10,6 +10,7 @@ Owns the way from inputs to samples; the frame loop is `slots.py`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,8 @@ from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.data.sequence import build_prompt_sequence
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.generate.free import free_document
-from uniaudio.pretrain.generate.inputs import Inputs, Views, make_tokenizers, read_views
-from uniaudio.pretrain.generate.rank import Rank, Ranker
+from uniaudio.pretrain.generate.inputs import Inputs, Views, input_names, make_tokenizers, read_views, require_used
+from uniaudio.pretrain.generate.rank import COMPARES_WITH, Rank, Ranker
 from uniaudio.pretrain.generate.request import FRAME_RATE, Generated, Request
 from uniaudio.pretrain.generate.slots import Slots, decode_weights
 from uniaudio.pretrain.generate.stream import WaveStream
@@ -110,16 +111,24 @@ class Generator:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that the model was trained on."""
-        return tuple(load_task(name).name for name in self.run.data.tasks)
+        return tuple(self._tasks)
+
+    @cached_property
+    def _tasks(self) -> dict[str, TaskConfig]:
+        return {task.name: task for task in map(load_task, self.run.data.tasks)}
+
+    def uses(self, rank: Rank) -> dict[str, tuple[str, ...]]:
+        """Task -> the fields of `Inputs` that it takes, those that `rank` compares with among them; of the tasks that make audio."""
+        audible = [task for task in self._tasks.values() if task.target.modality == "audio"]
+        return {task.name: (*input_names(task), *COMPARES_WITH[rank]) for task in audible}
 
     def task(self, name: str) -> TaskConfig:
         """The task of that name; UserError where the checkpoint does not know it, or makes something else than audio."""
-        tasks = {task.name: task for task in map(load_task, self.run.data.tasks)}
-        if name not in tasks:
-            raise UserError("the checkpoint does not know this task", seen=name, allowed=", ".join(tasks))
-        if tasks[name].target.modality != "audio":
-            raise UserError(f"task {name} makes no audio", seen=tasks[name].target.modality, allowed="audio")
-        return tasks[name]
+        if name not in self._tasks:
+            raise UserError("the checkpoint does not know this task", seen=name, allowed=", ".join(self._tasks))
+        if (modality := self._tasks[name].target.modality) != "audio":
+            raise UserError(f"task {name} makes no audio", seen=modality, allowed="audio")
+        return self._tasks[name]
 
     def generate(self, task: str, inputs: Inputs, options: Options | None = None, *, progress: Callable[[int], None] | None = None) -> Clip:
         """One clip; `progress` hears how many frames its sequences have.
@@ -177,6 +186,7 @@ class Generator:
     def requests(self, task: str, inputs: Inputs, options: Options) -> list[Request]:
         """What goes into the frame loop: one request a candidate."""
         config, model = self.task(task), self.run.model
+        require_used(inputs, self.uses(options.rank), [task])
         views = read_views(
             config, inputs, self._tokenizers(task), prompt_seconds=self.run.data.prompt_seconds, positions=model.max_positions
         )

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from uniaudio.errors import PartlyDone, UserError
 from uniaudio.pretrain.generate.api import Clip, Generator, Job, Options, Precision
-from uniaudio.pretrain.generate.inputs import Inputs
+from uniaudio.pretrain.generate.inputs import Inputs, require_used
 from uniaudio.pretrain.generate.manifest import Row, read_requests
 from uniaudio.pretrain.generate.pictures import draw_clip
 from uniaudio.pretrain.generate.rank import Rank
@@ -89,7 +89,10 @@ def generate(
     generator = Generator.load(checkpoint, device=device, precision=precision, rows=needed)
     if manifest is not None:
         assert out is not None
-        _batch(generator, list(read_requests(manifest, task=task, inputs=inputs, options=options)), out, as_json)
+        uses = generator.uses(options.rank)
+        requests = list(read_requests(manifest, task=task, inputs=inputs, options=options, uses=uses))
+        require_used(inputs, uses, sorted({row.task for row in requests} & uses.keys()) or list(uses))
+        _batch(generator, requests, out, as_json)
     elif stream:
         assert task is not None
         _stream(generator, (task, inputs, options), out)

@@ -4,7 +4,7 @@ Owns which input feeds which condition and what is wrong with an input; the toke
 codes mean the same. Speech editing puts its views together in `edit.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ Views = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user gave; a task uses what it needs.
+    """What the user gave; a task refuses what it does not use.
 
     text: words to speak or to sing, those that a recording to edit holds, or the description of a sound. phones: what to speak, as names
     of the inventory with spaces between, instead of text. instruction: how to speak, or what to change in a sound. source: the recording
@@ -72,6 +72,22 @@ def input_names(task: TaskConfig) -> tuple[str, ...]:
     if {"phones", "alignment"} & used:
         used.add("language")
     return tuple(field.name for field in fields(Inputs) if field.name in used)
+
+
+def require_used(inputs: Inputs, uses: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> None:
+    """UserError for an input that none of `tasks` takes. uses: task -> the fields that it takes, of every task there is.
+
+    A language may be given to every task, since the command line has one by default.
+    """
+    for field in fields(Inputs):
+        value, takers = getattr(inputs, field.name), [task for task, names in uses.items() if field.name in names]
+        if value is not None and field.name != "language" and not set(takers) & set(tasks):
+            raise UserError(
+                f"--{field.name} is of no use to task {', '.join(tasks)}",
+                seen=value,
+                allowed=f"with task {', '.join(takers)}" if takers else "with no task of this checkpoint",
+                remedy="leave it out, or another task",
+            )
 
 
 def make_tokenizers(recorded: Mapping[str, Mapping[str, Any]], task: TaskConfig) -> dict[str, Tokenizer]:

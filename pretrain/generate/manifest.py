@@ -7,7 +7,7 @@ Paths are relative to the file's folder. A row's seed is a function of its id, s
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -32,8 +32,10 @@ class Row:
     options: Options
 
 
-def read_requests(path: Path, *, task: str | None, inputs: Inputs, options: Options) -> Iterator[Row]:
-    """The rows in order; what a row does not say is taken from `task` and `inputs`.
+def read_requests(path: Path, *, task: str | None, inputs: Inputs, options: Options, uses: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+    """The rows in order; what a row does not say is taken from `task`, and from `inputs` as far as the row's task uses it.
+
+    uses: task -> the inputs that it takes (`Generator.uses`); a row of another task is told of when its turn comes.
 
     Raises:
         UserError: a file that cannot be read, or a line that is no request (file and line number are named).
@@ -43,7 +45,7 @@ def read_requests(path: Path, *, task: str | None, inputs: Inputs, options: Opti
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = _row(f"{path}:{number}", line, path.absolute().parent, task, inputs, options)
+                    row = _row(f"{path}:{number}", line, path.absolute().parent, task, inputs, options, uses)
                     if row.id in seen:
                         raise UserError(f"{path}:{number}: id was used before", seen=row.id, remedy="give every row an id of its own")
                     seen.add(row.id)
@@ -52,7 +54,7 @@ def read_requests(path: Path, *, task: str | None, inputs: Inputs, options: Opti
         raise UserError("the manifest cannot be read", seen=error, remedy="a file with one JSON object a line, in UTF-8") from error
 
 
-def _row(place: str, line: str, folder: Path, task: str | None, inputs: Inputs, options: Options) -> Row:
+def _row(place: str, line: str, folder: Path, task: str | None, inputs: Inputs, options: Options, uses: Mapping[str, Sequence[str]]) -> Row:
     try:
         data = json.loads(line)
     except ValueError as error:
@@ -69,4 +71,5 @@ def _row(place: str, line: str, folder: Path, task: str | None, inputs: Inputs, 
     given: dict[str, str | Path] = {
         key: folder / value if key in PATHS else value for key, value in data.items() if key in (*WORDS, *PATHS)
     }
-    return Row(name, row_task, replace(inputs, **given), replace(options, seed=named_seed(options.seed, name)))  # type: ignore[arg-type]
+    shared = {key: getattr(inputs, key) for key in uses.get(row_task, ())}
+    return Row(name, row_task, Inputs(**shared | given), replace(options, seed=named_seed(options.seed, name)))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from uniaudio.tokenize_farm.measures.recognition import Recogniser
 
 Rank = Literal["score", "cer", "sim"]
+COMPARES_WITH: dict[Rank, tuple[str, ...]] = {"score": (), "cer": ("text", "language"), "sim": ("prompt",)}  # fields of Inputs
 
 
 class Ranker:

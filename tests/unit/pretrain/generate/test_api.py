@@ -150,6 +150,20 @@ def test_a_manifest_becomes_a_folder_and_a_clip_does_not_depend_on_its_neighbour
     assert (tmp_path / "all" / "rain.wav").read_bytes() == (tmp_path / "one" / "rain.wav").read_bytes()
 
 
+def test_an_input_beside_a_manifest_goes_to_the_rows_whose_task_takes_it(command, wav, tmp_path):
+    rows = [{"id": "clean", "task": "se", "source": str(wav)}, {"id": "other", "task": "vc", "source": str(wav)}]
+    manifest, words = (
+        tmp_path / "rows.jsonl",
+        ["--manifest", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--prompt", str(wav)],
+    )
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert command(*words)[1] is None
+    manifest.write_text(json.dumps(rows[0]))
+    assert "--prompt is of no use to task se" in str(command(*words)[1])
+    manifest.write_text("\n".join(json.dumps(row | {"prompt": str(wav)}) for row in rows))
+    assert "1 of 2 requests failed, the first clean: --prompt is of no use to task se" in str(command(*words[:-2])[1])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -174,6 +188,14 @@ def test_a_bad_manifest_is_one_clear_line(command, line, message, tmp_path):
         (["--manifest", "x.jsonl", "--stream"], "--manifest writes a folder"),
         (["--manifest", "nowhere.jsonl", "--task", "sound", "--out", "x"], "the manifest cannot be read"),
         (["--task", "sound", "--text", "rain", "--out", "x.wav", "--rows", "0"], "--rows"),
+        (
+            ["--task", "sound", "--text", "rain", "--prompt", "me.wav", "--out", "x.wav"],
+            "--prompt is of no use to task sound | seen: me.wav | allowed: with task tts, vc, tse, svs | remedy: leave it out",
+        ),
+        (
+            ["--task", "tts", "--text", "hi", "--midi", "a.mid", "--out", "x.wav"],
+            "--midi is of no use to task tts | seen: a.mid | allowed: with",
+        ),
     ],
 )
 def test_a_command_that_cannot_work_is_one_clear_line(command, words, message):
