@@ -259,6 +259,9 @@ def index_shards(directory: str, as_json: bool) -> None:
 @shards.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--clip", "key", help="Show one clip by its key or manifest id.")
+@click.option(
+    "--ids", default=3, show_default=True, type=click.IntRange(0), help="Without --clip: so many ids of each kind, to choose from."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="With --clip: write a picture of its views and its decoded sound.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
 @click.option("--task", help="Print the sequence that a task makes of the clip (of the first one without --clip), frame by frame.")
@@ -269,6 +272,7 @@ def show(
     packages: dict | None,
     directory: Path,
     key: str | None,
+    ids: int,
     out: Path | None,
     as_json: bool,
     task: str | None,
@@ -277,7 +281,9 @@ def show(
 ) -> None:
     """What DIRECTORY holds, one clip of it, or a clip as a sequence of tokens.
 
-    Example: uniaudio shards show work/demo/shards --clip en_hello --out work/demo/look
+    \b
+    Example: uniaudio shards show work/demo/shards --out work/demo/look \\
+               --clip asterisk-en-en-activated-e5edb5781c07
     """
     if task is not None:
         lines = (packages or {})["sequence_lines"](directory, task, clip=key, vocabulary=vocabulary, num_codebooks=codebooks)
@@ -286,8 +292,17 @@ def show(
     from uniaudio.tokenize_farm import show as showing
 
     if key is None:
+        if out is not None:
+            raise UserError("--out is for one clip", seen=out, remedy=f"--clip ID; `uniaudio shards show {directory}` lists some")
         totals = total(shard.read_sidecar() for shard in list_shards(directory))
-        click.echo(json.dumps(totals, indent=1, ensure_ascii=False)) if as_json else Console().print(showing.totals_table(totals))
+        keys = showing.first_keys(directory, {kind: min(ids, clips) for kind, clips in totals["clips_by_kind"].items()})
+        if as_json:
+            click.echo(json.dumps(totals | {"ids_by_kind": keys}, indent=1, ensure_ascii=False))
+            return
+        Console().print(showing.totals_table(totals))
+        for kind, names in keys.items():
+            for name in names:
+                click.echo(f"{kind:<8} {name}")
         return
     clip = showing.find_clip(directory, key)
     if as_json:

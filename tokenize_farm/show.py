@@ -1,5 +1,6 @@
 """Shards made visible: tables, the picture of a clip's views, its sound decoded from its codes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -9,9 +10,9 @@ from rich.table import Table
 
 from uniaudio.errors import MissingDependency, UserError
 from uniaudio.tokenize_farm.audio import save_wav
-from uniaudio.tokenize_farm.index import list_shards
+from uniaudio.tokenize_farm.index import list_shards, read_index
 from uniaudio.tokenize_farm.output import open_output
-from uniaudio.tokenize_farm.schema import TokenizedClip, base_view
+from uniaudio.tokenize_farm.schema import KINDS, TokenizedClip, base_view
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.summary import read_farm_file
 from uniaudio.tokenize_farm.tokenizers.protocol import AudioTokenizer, make_tokenizer
@@ -33,6 +34,21 @@ def totals_table(totals: dict) -> Table:
     return table
 
 
+def first_keys(directory: Path, wanted: Mapping[str, int]) -> dict[str, list[str]]:
+    """Kind -> keys of its first clips, in the order of the shards, `wanted[kind]` of them; reads no more indexes than that takes."""
+    found: dict[str, list[str]] = {kind: [] for kind in wanted}
+    for paths in list_shards(directory):
+        lacking = {kind for kind, keys in found.items() if len(keys) < wanted[kind]}
+        if not lacking:
+            break
+        if lacking & paths.read_sidecar()["clips_by_kind"].keys():
+            index = read_index(paths.index)
+            for key, number in zip(index.keys.tolist(), index.kinds.tolist()):
+                if len(found[KINDS[number]]) < wanted[KINDS[number]]:
+                    found[KINDS[number]].append(key)
+    return found
+
+
 def find_clip(directory: Path, key: str) -> TokenizedClip:
     """The clip of that key or manifest id, with every view.
 
@@ -45,7 +61,7 @@ def find_clip(directory: Path, key: str) -> TokenizedClip:
                 if name == key or reader.meta(i).get("id") == key:
                     views = {view: reader.view(i, view) for view in reader.index.views.tolist() if reader.index.has(i, view)}
                     return TokenizedClip(name, reader.meta(i), views)
-    raise UserError("no such clip in these shards", seen=key, remedy="a manifest id, or a key of a shard")
+    raise UserError("no such clip in these shards", seen=key, remedy=f"a manifest id, or a key; some: uniaudio shards show {directory}")
 
 
 def clip_as_json(clip: TokenizedClip) -> dict:

@@ -1,6 +1,7 @@
 """`uniaudio tokenize` and `uniaudio shards` as a user types them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from uniaudio.configs.codec import CodecModelConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec.model import UniversalCodec
 from uniaudio.tokenize_farm.codec.weights import save_codec
+from uniaudio.tokenize_farm.manifest import make_id
 from uniaudio.tokenize_farm.output import FolderOutput
 from uniaudio.tokenize_farm.schema import TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
@@ -70,6 +72,32 @@ def test_show_lists_what_a_folder_holds(shards: Path) -> None:
     totals = json.loads(call("shards", "show", shards, "--json").output)
     assert totals["clips_by_kind"] == {"speech": 1} and totals["rows_by_view"]["audio"] == 50
     assert "view audio" in call("shards", "show", shards).output
+
+
+def test_show_lists_ids_of_every_kind_that_it_takes_as_clips(shards: Path) -> None:
+    clips = [
+        TokenizedClip(f"{kind}-{n}", {"id": f"{kind} {n}", "kind": kind, "seconds": 1.0}, {"audio": np.zeros((50, 8), np.uint16)})
+        for kind in ("speech", "music")
+        for n in range(4)
+    ]
+    write_shard(shards, "train", 1, clips, tokenizers={})
+    write_shard(shards, "valid", 0, [clips[0]], tokenizers={})
+    lines = call("shards", "show", shards).output.splitlines()
+    listed = ["speech   hello_1", "speech   speech-0", "speech   speech-1", "music    music-0", "music    music-1", "music    music-2"]
+    assert lines[-6:] == listed
+    assert json.loads(call("shards", "show", shards, "--ids", 1, "--json").output)["ids_by_kind"] == {
+        "speech": ["hello_1"],
+        "music": ["music-0"],
+    }
+    assert not any(line.startswith(("speech ", "music ")) for line in call("shards", "show", shards, "--ids", 0).output.splitlines())
+    assert "music 2" in call("shards", "show", shards, "--clip", listed[-1].split()[1]).output
+    with pytest.raises(UserError, match=r"--out is for one clip.*remedy: --clip ID; `uniaudio shards show .*lists some"):
+        call("shards", "show", shards, "--out", shards / "look")
+
+
+def test_the_clip_of_the_example_is_one_of_the_demo() -> None:
+    example = re.search(r"--clip (\S+)", call("shards", "show", "--help").output)
+    assert example and example[1] == make_id("asterisk-en/en/activated")
 
 
 @pytest.mark.parametrize("name", ["hello_1", "hello 1"])
