@@ -18,7 +18,7 @@ from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.pretrain.data.loader import DataPosition, make_loader
 from uniaudio.pretrain.data.plan import address
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
-from uniaudio.tokenize_farm import index_build, index_table
+from uniaudio.tokenize_farm import index_merge, index_table
 
 TASKS = ("tts", "vc", "sound")
 
@@ -33,7 +33,7 @@ def make(folder: Path, clips: int, shards: int) -> dict[str, float]:
     views = ("audio", "phone", "semantic", "text")
     rows = np.stack([frames, np.where(sound, 0, frames // 6), np.where(sound, 0, frames), np.where(sound, 24, 0)]).astype(np.int32)
     columns = np.where(rows > 0, np.array([8, 2, 1, 768], np.uint16)[:, None], 0).astype(np.uint16)
-    part = index_build._Part(
+    part = index_merge.Part(
         shards={
             "units": np.arange(shards, dtype=np.int64),
             "tar_bytes": np.full(shards, 2**22, np.int64),
@@ -49,7 +49,7 @@ def make(folder: Path, clips: int, shards: int) -> dict[str, float]:
         places={"offsets": np.where(rows > 0, 1024, -1).astype(np.int64), "rows": rows, "columns": columns},
     )
     begin = time.perf_counter()
-    table = index_build._merge(str(folder), "train", [part])
+    table = index_merge.merge(str(folder), "train", [part])
     merged = time.perf_counter()
     index_table.write_table(table, index_table.table_path(folder, "train"), mtime=folder.stat().st_mtime_ns)
     size = index_table.table_path(folder, "train").stat().st_size
