@@ -22,7 +22,7 @@ from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.planner import Rates, plan_farm
 from uniaudio.tokenize_farm.storage import Store
 from uniaudio.tokenize_farm.summary import Work, read_farm_file, total
-from uniaudio.tokenize_farm.verify import verify_folder
+from uniaudio.tokenize_farm.verify import verify_folder, verify_tables
 
 _SHOWN_DROPS = 20
 
@@ -214,7 +214,8 @@ def shards() -> None:
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Shards read at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
 def verify(directory: Path, processes: int, as_json: bool) -> None:
-    """Read every shard of DIRECTORY back: hashes, members, codes, lengths, clips held twice. Exits 1 where one is damaged.
+    """Read every shard of DIRECTORY back: hashes, members, codes, lengths, clips held twice; and the merged indexes. Exits 1 where one is
+    damaged.
 
     Example: uniaudio shards verify work/demo/shards
     """
@@ -222,14 +223,16 @@ def verify(directory: Path, processes: int, as_json: bool) -> None:
     if not found:
         raise UserError("no published shards in this folder", seen=directory, remedy="make them with `uniaudio tokenize FARM.yaml`")
     faults = {shard.name: lines for shard, lines in verify_folder(found, processes)}
+    whole = sum(not lines for lines in faults.values())
     damaged = {name: lines for name, lines in faults.items() if lines}
+    damaged |= verify_tables(directory, {name: not lines for name, lines in faults.items()})
     if as_json:
         click.echo(json.dumps({"shards": len(found), "damaged": damaged}, indent=1))
     else:
         for name, lines in damaged.items():
             for line in lines:
                 click.echo(f"{name}: {line}", err=True)
-        click.echo(f"{len(found) - len(damaged)} of {len(found)} shards are whole")
+        click.echo(f"{whole} of {len(found)} shards are whole")
     if damaged:
         sys.exit(1)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import ShardIndex, ShardPaths, list_shards, load_index, read_index
-from uniaudio.tokenize_farm.index_merge import Part, merge, part_of, read_part
-from uniaudio.tokenize_farm.index_table import IndexTable, read_table, table_path, write_table
+from uniaudio.tokenize_farm.index_merge import Part, difference, merge, part_of, read_part
+from uniaudio.tokenize_farm.index_table import REMEDY, IndexTable, read_table, table_path, write_table
 from uniaudio.tokenize_farm.schema import SPLITS, shard_name
 
 if TYPE_CHECKING:
@@ -129,6 +129,31 @@ def current_table(directory: str | Path, split: str) -> tuple[IndexTable, int]:
         if meta["mtime"] == str(directory.stat().st_mtime_ns):
             return old, 0
     return _update(_Folder(directory), split, old)
+
+
+def check_table(directory: str | Path, split: str, *, against_shards: bool = True) -> None:
+    """The merged index of a folder, where there is one, against the shards that it names, all read anew: a hash over it would cost what
+    memory maps save, so a byte that changed is found by this alone.
+
+    Raises:
+        UserError: it cannot be read, says something else than its shards, or names shards that are gone or were made again.
+    """
+    directory = Path(directory)
+    path = table_path(directory, split)
+    if not path.is_file():
+        return
+    table, _ = read_table(path, str(directory))
+    if not against_shards:
+        return
+    published, parts = {shard.unit: shard for shard in list_shards(directory, split)}, []
+    for unit, digest in zip(table.units.tolist(), table.index_sha256):
+        sidecar = published[unit].read_sidecar() if unit in published else {}
+        if sidecar.get("index_sha256") != digest.tobytes().hex():
+            seen = shard_name(split, unit)
+            raise UserError(f"{path}: names a shard that is gone or was made again", seen=seen, remedy=REMEDY)
+        parts.append(read_part(unit, read_index(published[unit].index), sidecar))
+    if column := difference(table, merge(str(directory), split, parts)):
+        raise UserError(f"{path}: says something else than its shards", seen=f"column {column}", remedy=REMEDY)
 
 
 def _update(place: _Place, split: str, old: IndexTable | None) -> tuple[IndexTable, int]:

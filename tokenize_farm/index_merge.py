@@ -13,6 +13,7 @@ from uniaudio.tokenize_farm.index_table import IndexTable
 from uniaudio.tokenize_farm.schema import KINDS
 
 FRAME_VIEW = "audio"  # clips without it cannot prompt
+_NUMBERED = ("speakers", "speaker_names", "voices", "voice_clips", "voice_starts")  # columns that follow from how speakers are numbered
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def part_of(old: IndexTable, first: int, stop: int) -> Part:
 
 
 def _names(table: IndexTable) -> list[str]:
-    return table.speaker_names.tobytes().decode().split("\n") if len(table.speaker_names) else []
+    return table.speaker_names.tobytes().decode(errors="replace").split("\n") if len(table.speaker_names) else []
 
 
 def merge(directory: str, split: str, parts: Sequence[Part]) -> IndexTable:
@@ -99,6 +100,34 @@ def merge(directory: str, split: str, parts: Sequence[Part]) -> IndexTable:
     columns |= _voices(columns, views) if FRAME_VIEW in views else _no_voices(clips)
     columns |= _groups(columns, views)
     return IndexTable(directory, split, views, columns)
+
+
+def difference(table: IndexTable, other: IndexTable) -> str | None:
+    """What two merged indexes of the same shards say differently: the first such column, or `header`; None where they agree.
+
+    Speakers may be numbered otherwise in each: that follows from which shards came first.
+    """
+    if (table.split, table.views) != (other.split, other.views):
+        return "header"
+    if name := _unequal(table, {name: column for name, column in other.columns.items() if name not in _NUMBERED}):
+        return name
+    names, numbers = _names(table), {name: number for number, name in enumerate(_names(other))}
+    if len(names) != len(numbers) or set(names) != numbers.keys():
+        return "speaker_names"
+    if table.speakers.shape != other.speakers.shape or (len(table) and not -1 <= table.speakers.min() <= table.speakers.max() < len(names)):
+        return "speakers"
+    if not np.array_equal(np.array([*(numbers[name] for name in names), -1])[table.speakers], other.speakers):
+        return "speakers"
+    return _unequal(table, _voices(table.columns, table.views) if FRAME_VIEW in table.views else _no_voices(len(table)))
+
+
+def _unequal(table: IndexTable, columns: Mapping[str, np.ndarray]) -> str | None:
+    """The first of `columns` that the table has otherwise."""
+    return next((name for name, column in columns.items() if not _equal(table.columns[name], column)), None)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def _renumber(part: Part, numbers: dict[str, int]) -> np.ndarray:

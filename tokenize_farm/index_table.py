@@ -21,6 +21,7 @@ from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.schema import shard_name
 
 FORMAT = "uniaudio-index-1"
+REMEDY = "delete it and run `uniaudio shards index` on its folder"
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "F32": np.float32, "F64": np.float64}
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 # per shard: units (S,), tar_bytes (S,), tar_sha256 (S, 32), index_sha256 (S, 32), shard_starts (S + 1,) first clip of each shard
@@ -29,6 +30,13 @@ _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 # groups:    clips alike in all that decides which tasks they serve: group_kinds (G,), group_views (G,) bit v: has view v,
 #            group_company (G,) another clip of the voice exists; group_clips (G,), group_seconds (G,), narrowest, widest (G, V) columns
 # voices:    speaker and kind, of clips with audio: voice_starts (W + 1,) into voice_clips, the clips sorted by voice
+# fmt: off
+COLUMNS = frozenset((
+    "units", "tar_bytes", "tar_sha256", "index_sha256", "shard_starts",
+    "kinds", "seconds", "speakers", "speaker_names", "key_starts", "key_bytes", "groups", "voices", "offsets", "rows", "columns",
+    "group_kinds", "group_views", "group_company", "group_clips", "group_seconds", "narrowest", "widest", "voice_starts", "voice_clips",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,6 @@ def write_table(table: IndexTable, path: Path, *, mtime: int) -> None:
 
 def read_table(path: Path, directory: str) -> tuple[IndexTable, dict[str, str]]:
     """The table of a file, memory-mapped, and its metadata; UserError for a file of another form or cut short."""
-    remedy = "delete it and run `uniaudio shards index` on its folder"
     try:
         size = path.stat().st_size
         with path.open("rb") as handle:
@@ -121,6 +128,8 @@ def read_table(path: Path, directory: str) -> tuple[IndexTable, dict[str, str]]:
             if stop > len(data):
                 raise ValueError(f"column {name} lies beyond its end")
             columns[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]).view(np.ndarray)
+        if lacking := COLUMNS - columns.keys():
+            raise ValueError(f"no column {', '.join(sorted(lacking))}")
         return IndexTable(directory, meta["split"], tuple(json.loads(meta["views"])), columns), meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable merged index", seen=error, remedy=remedy) from error
+        raise UserError(f"{path}: not a readable merged index", seen=error, remedy=REMEDY) from error

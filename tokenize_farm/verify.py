@@ -1,4 +1,4 @@
-"""Reads published shards back byte by byte and says what is wrong with each.
+"""Reads published shards, and their merged indexes, back byte by byte and says what is wrong with each.
 
 Checks the hashes of the sidecar, then, independently of the index, walks the tar and compares every member with it: names, places, types,
 and what the arrays say: codes in the range of the tokenizer that made them, as many frames as the clip's seconds have.
@@ -9,7 +9,7 @@ import io
 import json
 import multiprocessing
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import ShardIndex, ShardPaths, read_index
-from uniaudio.tokenize_farm.schema import KINDS, VIEWS, base_view, valid_key
+from uniaudio.tokenize_farm.index_build import check_table
+from uniaudio.tokenize_farm.index_table import table_path
+from uniaudio.tokenize_farm.schema import KINDS, SPLITS, VIEWS, base_view, parse_shard_name, valid_key
 from uniaudio.tokenize_farm.shard_writer import sha256_of
 
 # name of a tokenizer of this project -> ids it can make, in any column of its codes (phones: in the first)
@@ -33,6 +35,21 @@ def verify_folder(shards: Sequence[ShardPaths], processes: int = 1) -> Iterator[
         verified = pool.map(verify_shard, shards) if processes > 1 else map(verify_shard, shards)
         for paths, faults in zip(shards, verified, strict=True):
             yield paths, faults + ([] if faults else _keys_seen_before(paths, seen))
+
+
+def verify_tables(directory: Path, shards: Mapping[str, bool]) -> dict[str, list[str]]:
+    """`index/SPLIT.safetensors` with its faults, of the merged indexes that have some. shards: name -> whether it is whole.
+
+    One whose shards are damaged is only looked at alone: what it should say is not known.
+    """
+    faults = {}
+    for split in SPLITS:
+        whole = all(whole for name, whole in shards.items() if parse_shard_name(name)[0] == split)
+        try:
+            check_table(directory, split, against_shards=whole)
+        except UserError as error:
+            faults[table_path("", split).as_posix()] = [str(error)]
+    return faults
 
 
 def _keys_seen_before(paths: ShardPaths, seen: dict[int, str]) -> list[str]:

@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.cli import shards as shards_command
 from uniaudio.tokenize_farm.index import list_shards, read_index
 from uniaudio.tokenize_farm.index_build import current_table, index_folder
-from uniaudio.tokenize_farm.index_table import IndexTable, read_table, table_path
+from uniaudio.tokenize_farm.index_table import COLUMNS, IndexTable, read_table, table_path
 from uniaudio.tokenize_farm.schema import KINDS, TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
 
@@ -140,6 +140,62 @@ def test_a_damaged_file_is_named(folder: Path, damage: bytes | str) -> None:
     path.write_bytes(path.read_bytes()[:-2000] if damage == "short" else damage)
     with pytest.raises(UserError, match=r"train.safetensors: not a readable merged index.*delete it and run `uniaudio shards index`"):
         current_table(folder, "train")
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    """Three whole shards with their merged index."""
+    for unit in (0, 3, 4):
+        make_shard(tmp_path, unit)
+    index_folder(tmp_path)
+    return tmp_path
+
+
+def verify(folder: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(shards_command, ["verify", str(folder)])
+    return result.exit_code, result.output
+
+
+def damage_column(folder: Path, name: str) -> None:
+    """Flips a bit in the middle of a column of the training split's file."""
+    path = table_path(folder, "train")
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + header])[name]["data_offsets"]
+    data[8 + header + (start + stop) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", sorted(COLUMNS))
+def test_verify_names_a_merged_index_with_a_flipped_bit(indexed: Path, name: str) -> None:
+    damage_column(indexed, name)
+    code, told = verify(indexed)
+    assert code == 1 and "3 of 3 shards are whole" in told
+    assert "train.safetensors: " in told and "remedy: delete it and run `uniaudio shards index` on its folder" in told
+    table_path(indexed, "train").unlink()
+    index_folder(indexed)
+    assert verify(indexed)[0] == 0
+
+
+@pytest.mark.parametrize("cut", [0, 100, -8, -2000])
+def test_verify_names_a_merged_index_that_is_cut_short(indexed: Path, cut: int) -> None:
+    path = table_path(indexed, "train")
+    path.write_bytes(path.read_bytes()[:cut])
+    code, told = verify(indexed)
+    assert code == 1 and "index/train.safetensors: " in told and "not a readable merged index" in told
+
+
+def test_verify_passes_an_index_that_lacks_new_shards_and_names_one_of_shards_made_again(indexed: Path) -> None:
+    make_shard(indexed, 9)
+    assert verify(indexed)[0] == 0
+    make_shard(indexed, 3, 5, first=70)
+    code, told = verify(indexed)
+    assert code == 1 and "names a shard that is gone or was made again | seen: train-000003" in told
+    index_folder(indexed)
+    for path in indexed.glob("train-000000*"):
+        path.unlink()
+    index_folder(indexed)  # its speakers are numbered otherwise than in one made at once
+    assert verify(indexed)[0] == 0
 
 
 def test_an_index_that_cannot_be_written_is_one_line(folder: Path) -> None:
