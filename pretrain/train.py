@@ -15,9 +15,9 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint, launch
 from uniaudio.pretrain.checkpoint import Identity, Restored
-from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
+from uniaudio.pretrain.data.loader import DataPosition, Loader, can_evaluate, make_loader
 from uniaudio.pretrain.data.memory import BatchMemory
-from uniaudio.pretrain.data.remote import has_split, local_folder
+from uniaudio.pretrain.data.remote import local_folder
 from uniaudio.pretrain.data.shared import AnyLoader, open_shared, reading_group
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 from uniaudio.pretrain.engine import Engine
@@ -38,7 +38,7 @@ logger = get_logger("train")
 
 @dataclass
 class Loaders:
-    """Batches of both splits; `valid` is None where no held-out shard was published."""
+    """Batches of both splits; `valid` is None where no held-out clip serves a task."""
 
     train: AnyLoader
     valid: AnyLoader | None
@@ -105,9 +105,6 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device:
         "data_parallel_size": layout.data_parallel_size,
         "gradient_accumulation": run.optim.gradient_accumulation,
     }
-    has_valid = any(has_split(place, "valid", run.data) for place in run.data.folders)
-    if not has_valid:
-        logger.warning("no held-out shards (valid-*) in %s: nothing to evaluate on", run.data.shards)
     share["pin"] = device.type == "cuda"
 
     def open_split(split: str) -> AnyLoader:
@@ -119,7 +116,7 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device:
         group, source = reading_group(layout.data_parallel_size, run.parallel.tensor_parallel_size, layout.world_size)
         return open_shared(open_reader, group, source, BatchMemory(run.data, run.model), pin=share["pin"])
 
-    return Loaders(open_split("train"), open_split("valid") if has_valid else None)
+    return Loaders(open_split("train"), open_split("valid") if can_evaluate(run.data) else None)
 
 
 def train(run: RunConfig) -> int:

@@ -22,6 +22,10 @@ from uniaudio.tokenize_farm.index_table import IndexTable, read_table, table_pat
 logger = get_logger(__name__)
 
 
+class NoClips(UserError):
+    """Shards of a split hold no clip at all."""
+
+
 @dataclass(frozen=True)
 class ClipTable:
     """The tables of a split's datasets, and the questions that the plan asks of clips by number."""
@@ -141,7 +145,7 @@ def load_clips(places: str | Path | Sequence[str], split: str, remotes: Mapping[
     `remotes`: what fetches from each place that is an address; its index must be there.
 
     Raises:
-        UserError: no folder, no shard of the split, or a damaged index.
+        UserError: no folder, no shard of the split (NoClips), or a damaged index.
     """
     places = (str(places),) if isinstance(places, str | Path) else tuple(map(str, places))
     names, tables = dataset_names(places), []
@@ -154,10 +158,10 @@ def load_clips(places: str | Path | Sequence[str], split: str, remotes: Mapping[
             logger.info("%s: %d shards are not in its merged index: read one by one; `uniaudio shards index %s`", place, read, place)
         tables.append(table)
     if not any(map(len, tables)):
-        raise UserError(
+        raise NoClips(
             f"data.shards holds no clip of the split {split}",
             seen=", ".join(places),
-            remedy="run `uniaudio tokenize` (its held_out_fraction decides how many speakers go to the split valid), or set data.shards",
+            remedy="run `uniaudio tokenize` (what goes to the split valid: docs/data.md), or set data.shards",
         )
     found = [(name, table) for name, table in zip(names, tables) if len(table)]
     return ClipTable(split, tuple(name for name, _ in found), tuple(table for _, table in found))

@@ -13,6 +13,7 @@ import bisect
 import threading
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from uniaudio.configs.data import DataConfig
@@ -22,14 +23,15 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.ahead import Alone, Workers, steps_together
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.data.clips import load_clips
+from uniaudio.pretrain.data.clips import NoClips, load_clips
 from uniaudio.pretrain.data.dataset import BatchAssembler
 from uniaudio.pretrain.data.documents import Rows, pad_rows
 from uniaudio.pretrain.data.layout import Typesetter
+from uniaudio.pretrain.data.mix import Service
 from uniaudio.pretrain.data.patterns import Arranger, make_arranger
 from uniaudio.pretrain.data.plan import Planner, place
 from uniaudio.pretrain.data.reading import ShardFiles
-from uniaudio.pretrain.data.remote import Remote, is_remote
+from uniaudio.pretrain.data.remote import Remote, has_split, is_remote
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
@@ -230,7 +232,7 @@ def make_loader(
     Raises:
         UserError: no shards, damaged ones, tasks that no clip serves, shapes that the model does not take.
     """
-    remotes = {place: Remote(place, data) for place in data.folders if is_remote(place)}
+    remotes = _remotes(data)
     clips = load_clips(data.folders, split, remotes)
     files = ShardFiles(clips, verify=data.verify, remotes=remotes)
     options = {"prompt_seconds": data.prompt_seconds, "loss_on": data.loss_on, "prefix_lm": model.prefix_lm}
@@ -249,6 +251,25 @@ def make_loader(
         pin=pin,
         arranger=make_arranger(model, vocabulary),
     )
+
+
+def can_evaluate(data: DataConfig) -> bool:
+    """Whether some held-out clip serves a task; says why where none does: a training goes on without, which a few recordings come to."""
+    lacks = "no clip in them"
+    if not any(has_split(place, "valid", data) for place in data.folders):
+        lacks = "no shards valid-*"
+    else:
+        with suppress(NoClips):
+            service = Service(load_clips(data.folders, "valid", _remotes(data)), load_tasks(data.tasks))
+            if service.counts.any():
+                return True
+            lacks = f"none of {len(service.clips)} clips serves {service.why_not([task.name for task in service.tasks])}"
+    logger.warning("nothing to evaluate on in %s: %s (docs/data.md: what is held out)", ", ".join(data.folders), lacks)
+    return False
+
+
+def _remotes(data: DataConfig) -> dict[str, Remote]:
+    return {place: Remote(place, data) for place in data.folders if is_remote(place)}
 
 
 def _tell(planner: Planner, split: str) -> None:

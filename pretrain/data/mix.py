@@ -65,13 +65,16 @@ class Service:
         """Tasks that no clip serves. Raises UserError where that is one of the train split, or all of them."""
         empty = [task.name for task, count in zip(self.tasks, self.counts.sum(axis=1)) if count == 0]
         if empty and (self.clips.split == "train" or len(empty) == len(self.tasks)):
-            why = "; ".join(f"{name}: {self.lacking[name] or 'no clip of its kind'}" for name in empty)
             raise UserError(
-                f"no clip of the split {self.clips.split} serves these tasks of data.tasks: {why}",
+                f"no clip of the split {self.clips.split} serves these tasks of data.tasks: {self.why_not(empty)}",
                 seen=f"{len(self.clips)} clips in {', '.join(table.directory for table in self.clips.tables)}",
                 remedy="leave those tasks out of data.tasks, or tokenize the views they need",
             )
         return empty
+
+    def why_not(self, tasks: Sequence[str]) -> str:
+        """Why no clip serves these tasks."""
+        return "; ".join(f"{name}: {self.lacking[name] or 'no clip of its kind'}" for name in tasks)
 
     def repeats(self, shares: Shares) -> np.ndarray:
         """(K, datasets) how often the clips of a dataset come for a task in an epoch, on average; all 1 for held-out clips.

@@ -92,7 +92,7 @@ def evaluate(
         raise UserError(
             "no held-out clip serves any task of this run",
             seen=", ".join(wanted),
-            remedy="tokenize with a larger held_out_fraction (its share of the speakers goes to the split valid), or give --shards",
+            remedy="hold out more recordings and tokenize again (docs/data.md: what is held out), or give --shards",
         )
     wavs = report.write_audio(results, target / "audio")
     _track(run if folder != run else target, evaluator, about, table, report.metrics(results))

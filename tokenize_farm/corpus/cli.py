@@ -88,6 +88,9 @@ def speakers(rows_of: Path, out: Path, near: float) -> None:
 def _write(made: Corpus, path: Path, as_json: bool) -> None:
     write_manifest(path, made.rows)
     groups = summarize(made.rows)
+    if not any(group["split"] == "valid" for group in groups):
+        remedy = f'for a held-out loss set "split": "valid" in some rows of {path} (docs/data.md: what is held out)'
+        click.echo(f"nothing is held out, as chance has it with few recordings; {remedy}", err=True)
     if as_json:
         click.echo(json.dumps({"manifest": str(path), "groups": groups, "dropped": dict(sorted(made.dropped.items()))}))
         return

@@ -1,5 +1,6 @@
 """The law: first k steps + the rest = all, whatever the ranks, workers and restarts. And the tensors are what batch.py says."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,10 +18,12 @@ from uniaudio.pretrain.data.batch import Batch, document_ids_BT
 from uniaudio.pretrain.data.clips import ClipTable, load_clips
 from uniaudio.pretrain.data.documents import Rows
 from uniaudio.pretrain.data.hide import hidden_span, word_spans
-from uniaudio.pretrain.data.loader import DataPosition, Loader, make_loader
+from uniaudio.pretrain.data.loader import DataPosition, Loader, can_evaluate, make_loader
 from uniaudio.pretrain.data.plan import Planner, place
 from uniaudio.pretrain.data.sequence import Sequence, revert_sequence
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
+from uniaudio.tokenize_farm.schema import TokenizedClip
+from uniaudio.tokenize_farm.shard_writer import write_shard
 
 VOCABULARY = load_vocabulary("paper")
 TASKS = ("tts", "vc", "se", "svs", "sound", "music", "s_edit")
@@ -317,6 +320,26 @@ def test_held_out_batches_hold_every_document_once(shards) -> None:
     loader = open_loader(shards, split="valid")
     used = sum(int((batch.task_ids_BD >= 0).sum()) for batch in loader.valid_batches(10**6))
     assert used == len(loader.planner.first_rows(10**6).documents)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (("speech", "sound"), None),
+        (("speech",), r"none of 1 clips serves tts: {'no other clip of the speaker': 1}; sound: no clip of its kind \(docs/data\.md"),
+        ((), r"no clip in them"),
+        (None, r"no shards valid-\*"),
+    ],
+)
+def test_a_training_whose_held_out_clips_serve_no_task_goes_on_without(tmp_path, caplog, kinds, told) -> None:
+    """Of a few recordings one may be held out, or none: a speaker alone cannot prompt."""
+    views = {"audio": np.zeros((50, 3), np.uint16), "phone": np.zeros((3, 2), np.uint16), "text": np.zeros((2, 8), np.float16)}
+    if kinds is not None:
+        clips = [TokenizedClip(kind, {"id": kind, "kind": kind, "seconds": 1.0, "speaker": "anna"}, views) for kind in kinds]
+        write_shard(tmp_path, "valid", 0, clips, tokenizers={}, dropped={} if kinds else {"silent": ["x"]})
+    with caplog.at_level("WARNING"):
+        assert can_evaluate(DataConfig(shards=str(tmp_path), tasks=("tts", "sound"))) == (told is None)
+    assert not told or re.search(f"nothing to evaluate on in {tmp_path}: {told}", caplog.text)
 
 
 def broken(shards: Path, folder: Path) -> Path:

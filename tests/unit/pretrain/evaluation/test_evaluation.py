@@ -190,7 +190,7 @@ def test_a_run_whose_shards_hold_nothing_held_out_is_one_line(
     monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
     monkeypatch.setattr(evaluator, "evaluate", lambda plan, tell: iter(()))
     error = CliRunner().invoke(command_line, ["evaluate", str(tmp_path)]).exception
-    assert "no held-out clip serves any task of this run" in str(error) and "held_out_fraction" in str(error)
+    assert "no held-out clip serves any task of this run" in str(error) and "hold out more recordings" in str(error)
 
 
 def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,16 @@ def test_manifest_of_a_folder_reads_kinds_speakers_and_texts(tmp_path: Path) -> 
     assert (rows["b.wav"].speaker, rows["b.wav"].text) == ("own", None)
 
 
+def test_manifest_says_when_nothing_is_held_out(tmp_path: Path) -> None:
+    for count, told in ((1, True), (60, False)):
+        own = put(tmp_path / f"own{count}", {f"anna/{number}.wav": wav_bytes(0.2, 100.0 + number) for number in range(count)})
+        result = run("manifest", own, "--out", own / "m.jsonl", "--json")
+        assert ({row.split for row in read_manifest(own / "m.jsonl")} == {"train"}) == told
+        assert (
+            'nothing is held out, as chance has it with few recordings; for a held-out loss set "split": "valid"' in result.stderr
+        ) == told
+
+
 def test_manifest_of_nothing_is_one_line(tmp_path: Path) -> None:
     assert "no such folder" in str(run("manifest", tmp_path / "none", "--out", tmp_path / "m.jsonl").exception)
     (tmp_path / "empty").mkdir()
