@@ -27,6 +27,13 @@ def tracking_uri(output_dir: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir.resolve().parent / 'mlflow.db'}"
 
 
+def artifact_root(uri: str) -> str | None:
+    """`mlartifacts` beside a sqlite file; None, a server's own choice, elsewhere. MLflow's own for sqlite is `mlruns` where one stands."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+
 class StoredRun:
     """One MLflow run. `run_id` continues that run where the store has it; otherwise a new one is made."""
 
@@ -82,8 +89,7 @@ class StoredRun:
     def _create(self, experiment: str, output_dir: Path, *, resumed_from: str | None) -> str:
         known = self._client.get_experiment_by_name(experiment)
         if known is None:
-            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (output_dir.resolve().parent / "mlartifacts").as_uri()
-            experiment_id = self._client.create_experiment(experiment, artifact_location=where)
+            experiment_id = self._client.create_experiment(experiment, artifact_location=artifact_root(self.uri))
         else:
             experiment_id = known.experiment_id
         tags = {"resumed_from": resumed_from} if resumed_from else {}

@@ -11,7 +11,7 @@ import pytest
 
 from uniaudio import store
 from uniaudio.errors import MissingDependency, Unavailable, UserError
-from uniaudio.store import StoredRun, tracking_uri
+from uniaudio.store import StoredRun, artifact_root, tracking_uri
 
 
 def open_run(output_dir: Path, run_id: str | None = None, **params: str) -> StoredRun:
@@ -54,10 +54,17 @@ def test_a_resumed_run_continues_and_keeps_everything(folder: Path) -> None:
     assert stored.data.params == {"steps": "400", "seed": "1"}, "a parameter is that of the first start"
     assert [metric.step for metric in second._client.get_metric_history(first.run_id, "loss")] == list(range(1, 1500))
     assert {artifact.path for artifact in second._client.list_artifacts(first.run_id)} == {"config.yaml", "farm.json"}
-    assert (folder / "mlflow.db").is_file()
+    assert (folder / "mlflow.db").is_file() and list((folder / "mlartifacts").rglob("config.yaml"))
     lost = open_run(folder / "run", "0" * 32)
     assert lost.run_id != first.run_id
     assert lost._client.get_run(lost.run_id).data.tags["resumed_from"] == "0" * 32
+
+
+def test_artifacts_lie_beside_the_file_that_is_the_store_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert artifact_root("sqlite:////data/all.db") == "file:///data/mlartifacts"
+    assert artifact_root("sqlite:///all.db") == (tmp_path / "mlartifacts").as_uri()
+    assert artifact_root("http://tracking:5000") is None and artifact_root("postgresql://tracking/mlflow") is None
 
 
 def test_a_disk_that_fills_up_is_a_warning_and_the_metrics_are_sent_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
