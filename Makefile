@@ -55,5 +55,6 @@ $(INSTALLED): setup.py constraints.txt
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	rm -f .venv/.installed-* && touch $@
 
-clean:
-	rm -rf .lint .wheelhouse build *.egg-info work
+clean:  ## what make itself makes again; results that lie elsewhere (work/mine, runs, shards), stores of MLflow and .venv stay
+	rm -rf .lint .wheelhouse build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis work/demo
+	@if [ -d work ]; then rmdir --ignore-fail-on-non-empty work; fi
