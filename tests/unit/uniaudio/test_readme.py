@@ -49,6 +49,17 @@ def test_a_command_of_the_readme_is_one(line: str) -> None:
         load_config(kind, given["config"], folder=folder, overrides=overrides)
 
 
+def test_the_command_that_shows_runs_is_one_of_mlflow() -> None:
+    from mlflow import environment_variables
+    from mlflow.cli import cli as mlflow
+
+    [line] = [line for line in LINES if "bin/mlflow " in line]
+    setting, program, *words = shlex.split(line, comments=True)
+    assert program == ".venv/bin/mlflow" and hasattr(environment_variables, setting.partition("=")[0])
+    _, given = parse(mlflow, words)
+    assert given["backend_store_uri"] == "sqlite:///runs/mlflow.db", "where `train.output_dir=runs/mine` leaves it"
+
+
 def test_the_readme_has_commands() -> None:
     assert len(COMMANDS) > 10 and {line.split()[1] for line in COMMANDS} > {"corpus", "tokenize", "shards", "train", "generate", "submit"}
 
