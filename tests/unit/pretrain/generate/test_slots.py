@@ -72,6 +72,22 @@ def test_model_that_wants_to_stop_stops_at_the_minimum():
     assert clip.stopped
 
 
+def test_lengths_are_drawn_and_the_likeliest_codes_alone_end_sooner():
+    """Of a model that expects the end in 2 % of the frames, whatever they hold, and whose codes are nearly alike (docs/generation.md)."""
+    vague = tiny_model(max_positions=512)
+    with torch.no_grad():
+        vague.head.norm.weight.zero_()
+        vague.head.norm.bias.fill_(1.0)  # the same logits at every frame: the sums of the projection's rows
+        vague.head.projection.weight.normal_(std=CONFIG.width**-0.5, generator=torch.Generator().manual_seed(0))
+        vague.head.projection.weight[VOCABULARY.special("<audio_end>")].fill_(3.5 / CONFIG.width)
+    lengths = {}
+    for top_k in (30, 1025):
+        draws = [Request(document("tts", 0), Sampling(top_k, 1.0), seed, 1, 100) for seed in range(16)]
+        lengths[top_k] = [len(clip.codes_TQ) for clip in generate_codes(vague, VOCABULARY, draws)]
+    assert min(lengths[30]) >= 1 and max(lengths[30]) < 100 and len(set(lengths[30])) > 5
+    assert np.mean(lengths[1025]) > 2 * np.mean(lengths[30]), lengths
+
+
 def test_guidance_moves_the_logits_away_from_those_without_conditions(model):
     free = free_document(load_task("sound"), VOCABULARY, 3)
     one = request("sound", 2, sampling=Sampling(temperature=0, guidance=2.5), free=free, min_frames=6, max_frames=6)
