@@ -12,7 +12,7 @@ from uniaudio.pretrain.data.sequence import MASKED
 from uniaudio.tokenize_farm.schema import TokenizedClip
 from uniaudio.tokenize_farm.shard_writer import write_shard
 
-sys.path.insert(0, str(Path(__file__).parent))  # for plain.py
+sys.path.insert(0, str(Path(__file__).parent))  # for plain.py, loaders.py
 
 TEXT_WIDTH = 8
 ENTRIES = {"class_event": 527, "audio": 1024, "phone": 306, "semantic": 500, "sing_phone": 68, "sing_midi": 138}
