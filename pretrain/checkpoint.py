@@ -26,9 +26,10 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.cuts import base_slots, read_cut, read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.pretrain.engine import MOMENTS, Engine, make_slot
+from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.named_state import MOMENTS, make_slot
 from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
 
 FORMAT = 1
@@ -169,12 +170,12 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     slots = engine.slots if optimizer else base_slots(engine.slots)
     check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     if optimizer:
-        engine.prepare_state(manifest["step"])
+        engine.state.prepare(manifest["step"])
     files = TensorFiles(path)
     read, keys = (read_cut, ("weight", "master", *MOMENTS)) if optimizer else (read_merged, ("weight", "master"))
     for slot in slots:
         tensors = {key: read(files, manifest, slot, key) for key in keys}
-        engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+        engine.state.write(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
 
 

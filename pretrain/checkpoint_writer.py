@@ -19,7 +19,8 @@ from uniaudio.atomic import fsync_directory, publish_bytes
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.checkpoint import MANIFEST, Identity, folder_of, make_manifest, manifest_bytes, published
-from uniaudio.pretrain.engine import MOMENTS, Engine, Slot
+from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.parallel.named_state import MOMENTS, Slot
 from uniaudio.pretrain.tensor_file import TensorFileWriter
 
 FILES_OF_A_RANK = 4  # of each kind: hashing bounds one file, so several are written at once
@@ -135,9 +136,9 @@ class CheckpointWriter:
         files = self._files.result()
         targets = {name: tensor for part in files.values() for file in part for name, tensor in file.tensors.items()}
         own = {slot.name for slots in self._parts.values() for slot in slots}
-        self._engine.link_state()
+        self._engine.state.link()
         for slot in self._engine.slots:
-            tensors = self._engine.read_state(slot)  # collective over the data-parallel ranks
+            tensors = self._engine.state.read(slot)  # collective over the data-parallel ranks
             if slot.name in own:
                 for key, tensor in tensors.items():
                     targets[slot.name if key == "weight" else f"{slot.name}.{key}"].copy_(tensor, non_blocking=True)

@@ -12,8 +12,8 @@ from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import MANIFEST
 from uniaudio.pretrain.cuts import read_cut
 from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.pretrain.engine import MOMENTS
 from uniaudio.pretrain.export import TAG, model_slots, require_free
+from uniaudio.pretrain.parallel.named_state import MOMENTS
 from uniaudio.pretrain.tensor_file import TensorFiles, TensorFileWriter
 
 

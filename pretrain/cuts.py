@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from uniaudio.configs.finetune import LoraConfig, adapter_names, is_adapter
-from uniaudio.pretrain.engine import Slot
+from uniaudio.pretrain.parallel.named_state import Slot
 from uniaudio.pretrain.tensor_file import TensorFiles
 
 

@@ -1,7 +1,8 @@
 """DeepSpeed around the one model: forward, backward, gradient reduction, optimizer step, for every layout.
 
-Owns the process groups' use, the normalisation of the loss and access to each parameter's state by canonical name. Does not own the loop
-(`trainer`), files (`checkpoint`) or the schedule (`optim`). Batches come in on the CPU; statistics go out as tensors on the device.
+Owns the process groups' use and the normalisation of the loss. Does not own the loop (`trainer`), each parameter's state by canonical name
+(`parallel.named_state`, here `state`), files (`checkpoint`) or the schedule (`optim`). Batches come in on the CPU; statistics go out as
+tensors on the device.
 
 The loss of a step is sum(losses) / N over all target codes of all micro-batches of all data-parallel ranks. DeepSpeed divides each
 micro-batch's loss by the accumulation and averages gradients over the data-parallel ranks, so a micro-batch hands it
@@ -29,11 +30,11 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.optim import gradient_norm, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.named_state import NamedState, make_slot
 from uniaudio.pretrain.parallel.tensor import choose_backend
 from uniaudio.pretrain.parallel.zero_one import ZeroOneStep
 from uniaudio.pretrain.stopwatch import Stopwatch
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 logger = get_logger("engine")
 
 
@@ -49,44 +50,11 @@ class StepStatistics:
     gradient_norm: torch.Tensor | float | None = None
 
 
-@dataclass
-class Slot:
-    """One parameter of this process.
-
-    name: canonical, that of the one-process model. partition_dim: dimension cut over tensor-parallel ranks, None where whole.
-    shape: of the whole parameter without padding rows. start: where this rank's cut begins in `shape[partition_dim]`. valid: how much of
-    this rank's cut is not padding.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    shape: tuple[int, ...]
-    partition_dim: int | None
-    start: int
-    valid: int
-
-    @property
-    def trained(self) -> bool:
-        """Whether it changes; what is frozen has no optimizer state."""
-        return self.parameter.requires_grad
-
-
-def make_slot(name: str, parameter: nn.Parameter, layout: Layout) -> Slot:
-    """The slot of a parameter as `pretrain.parallel.tensor` marked it."""
-    shape, dim = list(parameter.shape), getattr(parameter, "partition_dim", -1)
-    rows = getattr(parameter, "valid_rows", None)
-    if dim < 0:
-        return Slot(name, parameter, tuple(shape), None, 0, 0)
-    local = shape[dim]
-    shape[dim] = rows if rows is not None else local * layout.tensor.size
-    start = min(local * layout.tensor.rank, shape[dim])
-    return Slot(name, parameter, tuple(shape), dim, start, min(local, shape[dim] - start))
-
-
 class Engine:
     """One model under one layout. `num_tasks` is K of the statistics.
 
-    Parameters exist before DeepSpeed wraps them, so `slots` is the same list of names under ZeRO, tensor and pipeline parallelism.
+    Parameters exist before DeepSpeed wraps them, so `slots` is the same list of names under ZeRO, tensor and pipeline parallelism; `state`
+    reads and writes what training keeps of each.
     """
 
     def __init__(self, run: RunConfig, model: MultiScaleTransformer, layout: Layout, *, device: torch.device) -> None:
@@ -127,6 +95,11 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
             )
+        counters_on = torch.device("cpu") if self._kernel_step else self.device
+        self.state = NamedState(
+            self.slots, self.layout, zero_stage=self.run.parallel.zero_stage, wrapped=self._deepspeed, optimizer=self._base,
+            dtype=self.dtype, device=self.device, counters_on=counters_on,
+        )  # fmt: skip
         if self._kernel_step:
             self._install_kernel_step()
         elif not self._plain:
@@ -134,7 +107,7 @@ class Engine:
 
     def _install_kernel_step(self) -> None:
         layout = self.layout
-        self.prepare_state(0)
+        self.state.prepare(0)
         ZeroOneStep(
             self._deepspeed.optimizer,
             clip_norm=self.run.optim.clip_norm,
@@ -300,100 +273,6 @@ class Engine:
         values: list[Any] = [None] * self.layout.world_size
         dist.all_gather_object(values, value, group=self.background_group if background else self.control_group)
         return values
-
-    # ---- state by name ----
-
-    def prepare_state(self, step: int) -> None:
-        """Makes AdamW's state exist, with zero moments, as after `step` updates; `write_state` then fills it."""
-        device = torch.device("cpu") if self._kernel_step else self.device
-        for parameter in self._optimized():
-            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
-            self._base.state[parameter] = {"step": torch.tensor(float(step), device=device), **moments}
-        self.link_state()
-
-    def _optimized(self) -> list[torch.Tensor]:
-        """The tensors that AdamW updates: the parameters, or this rank's fp32 partitions of them."""
-        wrapper, stage = self._deepspeed.optimizer, self.run.parallel.zero_stage
-        if stage == 0:
-            return [slot.parameter for slot in self.slots if slot.trained]
-        if stage == 3:
-            return wrapper.fp32_partitioned_groups_flat
-        return (
-            wrapper.fp32_groups_flat_partition
-            if hasattr(wrapper, "fp32_groups_flat_partition")
-            else wrapper.single_partition_of_fp32_groups
-        )
-
-    def link_state(self) -> None:
-        """Before `read_state`: DeepSpeed's ZeRO 1 and 2 link parameters to moments when only the first group's exist; done again here."""
-        if self.run.parallel.zero_stage in (1, 2):
-            self._deepspeed.optimizer._hp_optimizer_states_linked = False
-            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def read_state(self, slot: Slot) -> dict[str, torch.Tensor]:
-        """`weight` in the model's dtype, `master` where it differs from fp32, and the moments; this rank's cut, without padding rows.
-        Of what is frozen the weight alone.
-
-        A collective call over the data-parallel ranks; every rank gets the whole cut.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if not slot.trained:
-            tensors = {"weight": slot.parameter.detach()}
-        elif self._plain:
-            state = self._base.state[slot.parameter]
-            tensors = {"weight": slot.parameter.detach(), **{key: state[key] for key in MOMENTS}}
-        else:
-            master = safe_get_full_fp32_param(slot.parameter)
-            tensors = {"weight": master.to(self.dtype), **{key: safe_get_full_optimizer_state(slot.parameter, key) for key in MOMENTS}}
-            if self.dtype != torch.float32:
-                tensors["master"] = master
-        if slot.partition_dim is not None:
-            tensors = {key: tensor.narrow(slot.partition_dim, 0, slot.valid) for key, tensor in tensors.items()}
-        return tensors
-
-    @torch.no_grad()
-    def write_state(self, slot: Slot, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `read_state`; `master` may be missing (then `weight` serves), and so may both moments (they stay)."""
-        tensors = {key: self._padded(slot, tensor) for key, tensor in tensors.items()}
-        master = tensors.get("master", tensors["weight"]).float()
-        moments = {key: tensors[key] for key in MOMENTS if key in tensors}
-        if self._plain or not slot.trained:
-            slot.parameter.copy_(master)
-            for key, tensor in moments.items():
-                self._base.state[slot.parameter][key].copy_(tensor)
-        elif self.run.parallel.zero_stage == 3:
-            self._write_partitioned(slot.parameter, master, moments)
-        else:
-            slot.parameter.data.copy_(master)
-            slot.parameter.set_full_hp_param(master)
-            for key, tensor in moments.items():
-                slot.parameter.set_full_hp_param(tensor, key)
-
-    def _padded(self, slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
-        """With the padding rows of this rank's cut, as zeros, on the device."""
-        tensor = tensor.to(self.device)
-        if slot.partition_dim is None:
-            return tensor
-        whole = list(tensor.shape)
-        local = getattr(slot.parameter, "ds_shape", slot.parameter.shape)[slot.partition_dim]
-        whole[slot.partition_dim] = local - slot.valid
-        return torch.cat([tensor, tensor.new_zeros(whole)], dim=slot.partition_dim) if local > slot.valid else tensor
-
-    def _write_partitioned(self, parameter: nn.Parameter, master: torch.Tensor, moments: dict[str, torch.Tensor]) -> None:
-        """ZeRO-3: this rank's share of the flat, padded parameter."""
-        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        share = safe_get_local_fp32_param(parameter).numel()
-        ranks, rank = self.layout.data_parallel_size, self.layout.data_parallel_rank
-
-        def cut(tensor: torch.Tensor) -> torch.Tensor:
-            return nn.functional.pad(tensor.flatten(), (0, share * ranks - tensor.numel())).narrow(0, share * rank, share)
-
-        safe_set_local_fp32_param(parameter, cut(master))
-        parameter.ds_tensor.copy_(cut(master)[: parameter.ds_tensor.numel()])
-        for key, tensor in moments.items():
-            safe_set_local_optimizer_state(parameter, cut(tensor), key)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -25,10 +25,10 @@ from uniaudio.pretrain.card import Card, loss_figures, model_rows
 from uniaudio.pretrain.checkpoint import MANIFEST, Identity
 from uniaudio.pretrain.cuts import read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
-from uniaudio.pretrain.engine import Slot, make_slot
 from uniaudio.pretrain.model import adapters
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.named_state import Slot, make_slot
 from uniaudio.pretrain.tensor_file import TensorFiles, TensorFileWriter
 
 TAG = "whole"

@@ -16,7 +16,8 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.cuts import base_slots, read_cut, read_merged
 from uniaudio.pretrain.data.vocabulary import Vocabulary
-from uniaudio.pretrain.engine import Engine, Slot
+from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.parallel.named_state import Slot
 from uniaudio.pretrain.tensor_file import TensorFiles
 
 logger = get_logger("grow")
@@ -42,7 +43,7 @@ def load_initial(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
     files = TensorFiles(path)
     for slot in base_slots(engine.slots):
         tensors = {key: _read(files, manifest, slot, key, old, vocabulary, rows) for key in ("weight", "master")}
-        engine.write_state(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+        engine.state.write(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
     logger.info("vocabulary %s grown from %s of %s: %d of %d ids are new", vocabulary.name, old.name, path, (rows < 0).sum(), len(rows))
     return path

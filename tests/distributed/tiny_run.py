@@ -125,8 +125,8 @@ def poisoned(*, config: dict[str, Any]) -> dict[str, Any]:
     engine = make_engine(run)
 
     def weights() -> list[torch.Tensor]:
-        engine.link_state()
-        return [engine.read_state(slot)["weight"].clone() for slot in engine.slots]
+        engine.state.link()
+        return [engine.state.read(slot)["weight"].clone() for slot in engine.slots]
 
     good = [step_once(run, engine, step) for step in (1, 2)]
     before, batches = weights(), rank_batches(run, engine.layout, 3)
@@ -173,11 +173,11 @@ def changed(*, config: dict[str, Any], steps: int) -> dict[str, list[str]]:
     before = {slot.name: slot.parameter.detach().clone() for slot in engine.slots}
     for step in range(1, steps + 1):
         step_once(run, engine, step)
-    engine.link_state()
+    engine.state.link()
     return {
         "changed": [slot.name for slot in engine.slots if not torch.equal(before[slot.name], slot.parameter)],
-        "state": [slot.name for slot in engine.slots if "exp_avg" in engine.read_state(slot)],
-        "optimized": [sum(tensor.numel() for tensor in engine._optimized())],
+        "state": [slot.name for slot in engine.slots if "exp_avg" in engine.state.read(slot)],
+        "optimized": [sum(tensor.numel() for tensor in engine.state.optimized())],
     }
 
 

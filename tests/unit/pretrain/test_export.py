@@ -17,10 +17,10 @@ from uniaudio.pretrain import checkpoint, load_model
 from uniaudio.pretrain.checkpoint import Identity, read_tokenizers
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
-from uniaudio.pretrain.engine import make_slot
 from uniaudio.pretrain.export import WEIGHTS, export_checkpoint
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.named_state import make_slot
 from uniaudio.pretrain.tensor_file import TensorFileWriter
 
 TOKENIZERS = {"audio": {"name": "codec", "options": {}, "version": "codec/1"}}

@@ -14,10 +14,10 @@ from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import Identity
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
-from uniaudio.pretrain.engine import Slot, make_slot
 from uniaudio.pretrain.grow import load_initial, token_rows
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.named_state import Slot, make_slot
 from uniaudio.pretrain.tensor_file import TensorFileWriter
 
 OLD = load_vocabulary("paper", 3)
@@ -71,9 +71,13 @@ def trained(tmp_path: Path) -> MultiScaleTransformer:
 
 
 class PlainEngine(SimpleNamespace):
-    """Slots, and weights written into them."""
+    """Slots, and weights written into them: its own `state`."""
 
-    def write_state(self, slot: Slot, tensors: dict[str, torch.Tensor]) -> None:
+    @property
+    def state(self) -> "PlainEngine":
+        return self
+
+    def write(self, slot: Slot, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             target = slot.parameter if slot.partition_dim is None else slot.parameter.narrow(slot.partition_dim, 0, slot.valid)
             target.copy_(tensors["weight"])
@@ -124,7 +128,7 @@ def test_each_rank_takes_the_rows_of_its_own_ids(tmp_path: Path, trained: MultiS
     slot = next(slot for slot in slots_of(make_model(tmp_path, GROWN, seed=3)) if slot.name == name)
     seen: list[torch.Tensor] = []
     engine = PlainEngine(slots=[replace(slot, start=1000, valid=2500)])
-    engine.write_state = lambda slot, tensors: seen.append(tensors["weight"])
+    engine.write = lambda slot, tensors: seen.append(tensors["weight"])
     load_initial(tmp_path, engine, GROWN)
     assert torch.equal(seen[0], expected[1000:3500])
 

@@ -217,9 +217,9 @@ def test_it_can_be_fine_tuned_from(released: Released, tmp_path: Path) -> None:
     """`train.init_from` reads the folder: every parameter of an engine gets the imported value."""
     from uniaudio.configs.load import load_config
     from uniaudio.configs.run import RunConfig
-    from uniaudio.pretrain.engine import make_slot
     from uniaudio.pretrain.model.model import MultiScaleTransformer
     from uniaudio.pretrain.parallel.layout import Layout
+    from uniaudio.pretrain.parallel.named_state import make_slot
 
     released.run()
     loaded = load_model(released.out)
@@ -233,8 +233,9 @@ def test_it_can_be_fine_tuned_from(released: Released, tmp_path: Path) -> None:
         def __init__(self) -> None:
             self.slots = [make_slot(name, parameter, Layout()) for name, parameter in fresh.named_parameters()]
             self.values: dict[str, torch.Tensor] = {}
+            self.state = self
 
-        def write_state(self, slot, tensors):
+        def write(self, slot, tensors):
             assert set(tensors) == {"weight"}
             self.values[slot.name] = tensors["weight"]
 
