@@ -165,7 +165,8 @@ def hold_out(columns: RowColumns, *, fraction: float) -> np.ndarray:
     """(N,) uint8, place in SPLITS of each row.
 
     A row's own split wins. The others go by the hash of their group, so that a speaker or a recording never lies in both. Where a kind of
-    audio would be left without a held-out clip, its smallest group that holds `fraction` of it is held out.
+    audio would be left without a held-out clip, its smallest group that holds `fraction` of it is held out; where it would be held out
+    whole (one speaker, by chance), its largest group is trained on.
     """
     chance = (columns.groups >> np.uint64(8)).astype(np.float64) / 2**56
     free = columns.splits == 0
@@ -173,6 +174,7 @@ def hold_out(columns: RowColumns, *, fraction: float) -> np.ndarray:
     if fraction > 0:
         for kind in range(len(KINDS)):
             _hold_out_one(columns, free, splits, kind, fraction)
+            _train_on_one(columns, free, splits, kind)
     return splits
 
 
@@ -188,6 +190,13 @@ def _hold_out_one(columns: RowColumns, free: np.ndarray, splits: np.ndarray, kin
         enough[:] = True
     chosen = groups[enough][np.argmin(counts[enough])]
     splits[free & (columns.groups == chosen)] = SPLITS.index("valid")  # of every kind: a speaker who also sings is held out with the songs
+
+
+def _train_on_one(columns: RowColumns, free: np.ndarray, splits: np.ndarray, kind: int) -> None:
+    mine = columns.kinds == kind
+    groups, counts = np.unique(columns.groups[mine & free], return_counts=True)
+    if len(groups) and (splits[mine] == SPLITS.index("valid")).all():
+        splits[free & (columns.groups == groups[np.argmax(counts)])] = SPLITS.index("train")
 
 
 def first_duplicate(hashes: np.ndarray) -> Sequence[int]:

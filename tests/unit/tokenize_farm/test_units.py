@@ -130,6 +130,15 @@ def test_every_kind_has_a_held_out_clip_where_it_can(tmp_path: Path) -> None:
     assert set(splits_of(tmp_path, rows, 0.0)) == {"train"}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_kind_is_never_held_out_whole(tmp_path: Path, seed: int) -> None:
+    """A speaker alone is held out by chance in one manifest of 1 / held_out_fraction: nothing would be left to train on."""
+    make_plan(tmp_path, [make_row(i, speaker="lj") for i in range(5)] + [make_row(9 + i, kind="sound") for i in range(2)])
+    columns = scan_manifest(tmp_path / "manifest.jsonl", seed=seed)
+    splits = hold_out(columns, fraction=0.9).tolist()
+    assert splits[:5] == [0] * 5 and sorted(splits[5:]) == [0, 1]
+
+
 def test_the_share_held_out_is_about_what_was_asked(tmp_path: Path) -> None:
     make_plan(tmp_path, [make_row(i) for i in range(4_000)])
     columns = scan_manifest(tmp_path / "manifest.jsonl", seed=0)
