@@ -87,7 +87,7 @@ def make_page(generator: Generator) -> Any:
     lock, folder = Lock(), tempfile.TemporaryDirectory(prefix="uniaudio-web-")
     with gradio.Blocks(title="UniAudio", analytics_enabled=False) as page:
         gradio.Markdown("# UniAudio")
-        for name in generator.tasks:
+        for name in generator.uses("score"):
             with gradio.Tab(name, elem_id=f"tab-{name}"):
                 _tab(gradio, generator, name, lock, folder)
     page.folder = folder  # lives as long as the page

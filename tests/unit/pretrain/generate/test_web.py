@@ -2,13 +2,20 @@
 
 import sys
 from dataclasses import fields
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
+from tiny_requests import CONFIG, VOCABULARY, tiny_model
 
+from uniaudio.configs.data import DataConfig
+from uniaudio.configs.run import RunConfig
+from uniaudio.configs.train import TrainConfig
 from uniaudio.errors import MissingDependency, UserError
+from uniaudio.pretrain.generate import web as web_module
+from uniaudio.pretrain.generate.api import Generator
 from uniaudio.pretrain.generate.inputs import Inputs
-from uniaudio.pretrain.generate.web import LABELS, launch, web
+from uniaudio.pretrain.generate.web import LABELS, launch, make_page, web
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
@@ -16,6 +23,16 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
     fault = CliRunner().invoke(web, ["--checkpoint", "nowhere"]).exception
     assert isinstance(fault, MissingDependency)
     assert "pip install 'uniaudio[web]'" in str(fault)
+
+
+def test_a_checkpoint_that_also_recognises_has_a_page_of_the_tasks_that_make_audio(monkeypatch):
+    gradio = MagicMock()
+    monkeypatch.setattr(web_module, "_gradio", lambda: gradio)
+    run = RunConfig(
+        model=CONFIG, data=DataConfig(shards="nowhere", tasks=("asr", "tts", "sound")), train=TrainConfig(output_dir="nowhere", steps=1)
+    )
+    make_page(Generator(tiny_model(), run, VOCABULARY, {}))
+    assert [call.args[0] for call in gradio.Tab.call_args_list] == ["tts", "sound"]
 
 
 def test_every_input_has_a_label():
