@@ -58,7 +58,7 @@ def test_hibari_speaks_the_same_twice_at_16_khz() -> None:
 def test_a_voice_that_is_not_there_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="lacks a library.*--source"):
         synthesis.flite_voice(tmp_path, "slt")
-    put(tmp_path, {f"usr/lib/any/{name}.so.1": b"no library" for name in ("libflite", "libflite_usenglish", "libflite_cmulex")})
+    put(tmp_path, {f"usr/lib/any/{name}.so.1": b"no library" for name in (*synthesis._PARTS, "libflite_cmu_us_slt")})
     with pytest.raises(UserError, match="voice slt cannot be loaded"):
         synthesis.flite_voice(tmp_path, "slt")
     monkeypatch.setattr(synthesis.importlib.util, "find_spec", lambda name: None)
