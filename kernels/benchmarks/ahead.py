@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 from uniaudio.kernels.activation import triton_kernels as activation
 from uniaudio.kernels.benchmarks.measure import say
 from uniaudio.kernels.decode_attention import triton_kernels as decode_attention
+from uniaudio.kernels.decode_linear import few_rows
 from uniaudio.kernels.decode_linear import triton_kernels as decode_linear
 from uniaudio.kernels.draw import Number, Setting
 from uniaudio.kernels.draw import triton_kernels as draw
@@ -150,7 +151,7 @@ def _loss() -> None:
 
 def _decode_attention(slots: int) -> None:
     cache = _bf16(2, 12, slots, 128)
-    decode_attention.decode_attention(_bf16(2, 12, 3, 128), cache, cache, torch.zeros(2, dtype=torch.int32))
+    decode_attention.decode_attention(_bf16(2, 12, 3, 128), cache, cache, torch.zeros(2, dtype=torch.int32), True)
 
 
 def _decode_linear(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> None:
@@ -160,6 +161,17 @@ def _decode_linear(rows: int, inputs: int, outputs: int, *, int8: bool = False) 
     weight, scale = (weight.to(torch.int8), vector) if int8 else (weight, None)
     gelu = "exact" if inputs < outputs else None
     decode_linear.decode_linear(_bf16(rows, inputs), weight, vector, scale, normed, 1e-5, gelu, residual, launch)
+
+
+def _few_rows(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> None:
+    weight, vector, normed = _bf16(outputs, inputs), torch.zeros(outputs), inputs < outputs
+    weight, scale = (weight.to(torch.int8), vector) if int8 else (weight, None)
+    launch = few_rows.few_rows_launch(rows, outputs, inputs, torch.bfloat16)
+    assert launch is not None
+    few_rows.few_rows(
+        _bf16(rows, inputs), weight, vector, scale, vector if normed else None, 1e-5, "exact" if normed else None,
+        None if normed else _bf16(rows, outputs), launch, True,
+    )  # fmt: skip
 
 
 def _draw() -> None:
@@ -199,9 +211,12 @@ CASES: dict[str, Callable[[], None]] = {
     "linear_cross_entropy": _loss,
     "decode_attention 3000 slots": lambda: _decode_attention(3000),
     "decode_attention 3 slots": lambda: _decode_attention(3),
-    "decode_linear 1 row up": lambda: _decode_linear(1, 1536, 6144),
-    "decode_linear 1 row down": lambda: _decode_linear(1, 6144, 1536),
-    "decode_linear 1 row down int8": lambda: _decode_linear(1, 6144, 1536, int8=True),
+    "decode_linear 1 row up": lambda: _few_rows(1, 1536, 6144),
+    "decode_linear 1 row down": lambda: _few_rows(1, 6144, 1536),
+    "decode_linear 16 rows up": lambda: _few_rows(16, 1536, 6144),
+    "decode_linear 16 rows down": lambda: _few_rows(16, 6144, 1536),
+    "decode_linear 1 row up int8": lambda: _few_rows(1, 1536, 6144, int8=True),
+    "decode_linear 1 row down int8": lambda: _few_rows(1, 6144, 1536, int8=True),
     "decode_linear 64 rows up": lambda: _decode_linear(64, 1536, 6144),
     "decode_linear 64 rows down": lambda: _decode_linear(64, 6144, 1536),
     "draw 1025 codes": _draw,

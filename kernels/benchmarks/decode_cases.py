@@ -14,9 +14,11 @@ from uniaudio.kernels.benchmarks.case import Case, Results, forms
 from uniaudio.kernels.benchmarks.measure import random
 from uniaudio.kernels.decode_linear import reference
 from uniaudio.kernels.decode_linear import triton_kernels as decode_linear
+from uniaudio.kernels.decode_linear.few_rows import FewRows, few_rows, few_rows_launch
 from uniaudio.kernels.decode_linear.interface import quantize_rows
 from uniaudio.kernels.decode_linear.triton_kernels import Launch
 from uniaudio.kernels.device import streaming_multiprocessors
+from uniaudio.kernels.early import starts_early
 
 LAYERS, EPS = 24, 1e-5
 SHARED_BYTES = 220_000
@@ -69,6 +71,15 @@ def launches(shape: Map, rows: int, weight_bytes: int, used: Launch) -> Iterator
             yield launch
 
 
+def few_launches(shape: Map, weight_bytes: int, used: FewRows) -> Iterator[FewRows]:
+    """`used` first, then those that hold at most 128 registers of weights a thread."""
+    yield used
+    for outputs, warps in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
+        launch = FewRows(outputs, warps, used.group)
+        if outputs * shape.inputs * weight_bytes <= 128 * 128 * warps and launch != used:
+            yield launch
+
+
 def _decode(name: str, rows: int, int8: bool) -> Case:
     """decode_linear of `rows` rows, `LAYERS` calls; the peer is its backend torch."""
     shape = MAPS[name]
@@ -77,13 +88,14 @@ def _decode(name: str, rows: int, int8: bool) -> Case:
     residual = None if shape.normed else random(rows, shape.outputs, grad=False)
     weight = layers[0].weight
 
-    def run(launch: Launch) -> Results:
-        return {
-            f"layer {index}": decode_linear.decode_linear(
-                x, layer.weight, layer.bias, layer.scale, layer.norm_sums, EPS, shape.gelu, residual, launch
-            )
-            for index, layer in enumerate(layers)
-        }
+    def run(launch: Launch | FewRows) -> Results:
+        def of(layer: Layer) -> torch.Tensor:
+            given = (x, layer.weight, layer.bias, layer.scale, layer.norm_sums, EPS, shape.gelu, residual)
+            if isinstance(launch, FewRows):
+                return few_rows(*given, launch, starts_early(x.device))
+            return decode_linear.decode_linear(*given, launch)
+
+        return {f"layer {index}": of(layer) for index, layer in enumerate(layers)}
 
     def plain(dtype: torch.dtype) -> Results:
         added = None if residual is None else residual.to(dtype)
@@ -94,8 +106,12 @@ def _decode(name: str, rows: int, int8: bool) -> Case:
             for index, layer in enumerate(layers)
         }
 
-    used = decode_linear.default_launch(rows, shape.outputs, shape.inputs, streaming_multiprocessors(x.device), x.dtype)
-    tried = forms(launches(shape, rows, weight.element_size(), used), run)
+    few = few_rows_launch(rows, shape.outputs, shape.inputs, x.dtype)
+    if few is not None:
+        tried = forms(few_launches(shape, weight.element_size(), few), run)
+    else:
+        used = decode_linear.default_launch(rows, shape.outputs, shape.inputs, streaming_multiprocessors(x.device), x.dtype)
+        tried = forms(launches(shape, rows, weight.element_size(), used), run)
     moved = weight.numel() * weight.element_size() + 2 * (x.numel() + (2 - shape.normed) * rows * shape.outputs)
     return Case(
         tried, "torch", lambda: partial(plain, x.dtype), lambda: plain(torch.float32),

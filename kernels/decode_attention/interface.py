@@ -13,14 +13,21 @@ MAX_HEAD_DIM = 256
 
 
 def decode_attention(
-    qkv_BN3H: torch.Tensor, keys_BNSH: torch.Tensor, values_BNSH: torch.Tensor, lengths_B: torch.Tensor, *, backend: Backend
+    qkv_BN3H: torch.Tensor,
+    keys_BNSH: torch.Tensor,
+    values_BNSH: torch.Tensor,
+    lengths_B: torch.Tensor,
+    *,
+    early: bool = False,
+    backend: Backend,
 ) -> torch.Tensor:
     """Writes the new key and value of row b into slot lengths[b], and attends to the slots 0..lengths[b]: (B, N * H).
 
     qkv_BN3H: (B, N, 3, H), the packed projection of one frame a row, contiguous, H <= 256 and a multiple of 8. The caches are contiguous
     and changed in place. lengths_B: int32 or int64, each below S; a length outside its cache raises IndexError on the torch path, the
     Triton path, which cannot see it without stalling the stream, takes the nearest slot. Raises ValueError on any other input. A row's
-    result does not depend on the number of rows.
+    result does not depend on the number of rows. early: a GPU may read lengths and filled slots while the launch before this one still
+    runs (`kernels.early`): only an ordinary launch since then, or none, has written them.
     """
     check_shape(OP, "qkv_BN3H", qkv_BN3H, (None, None, 3, None))
     check_backend(OP, backend, qkv_BN3H)
@@ -39,5 +46,6 @@ def decode_attention(
     if backend == "torch":
         return reference.decode_attention(qkv_BN3H, keys_BNSH, values_BNSH, lengths_B)
     from uniaudio.kernels.decode_attention.triton_kernels import decode_attention as launch  # here: the torch path works without Triton
+    from uniaudio.kernels.early import starts_early
 
-    return launch(qkv_BN3H, keys_BNSH, values_BNSH, lengths_B)
+    return launch(qkv_BN3H, keys_BNSH, values_BNSH, lengths_B, early and starts_early(qkv_BN3H.device))

@@ -25,6 +25,7 @@ def decode_linear(
     eps: float = 1e-5,
     gelu: Literal["exact", "tanh"] | None = None,
     residual_MN: torch.Tensor | None = None,
+    early: bool = False,
     backend: Backend,
 ) -> torch.Tensor:
     """gelu(norm(x) W^T + bias) + residual, (M, N) in x's dtype; each part where it is given.
@@ -34,7 +35,8 @@ def decode_linear(
     (x W^T - mean norm_sums) / sqrt(var + eps). A norm's gain and shift belong in the weight and the bias (`fold_norm`).
     bias_N, scale_N, norm_sums_N: float32 (float64 beside float64). Raises ValueError on any other input.
 
-    Backend triton: its kernel up to 64 rows, the library's product beyond. Up to 16 rows, a row's result does not depend on the others.
+    Backend triton: its kernels up to 64 rows, the library's product beyond. Up to 16 rows, a row's result does not depend on the others.
+    early: a GPU may load the weights while the launch before this one still runs (`kernels.early`): they are long written.
     """
     check_shape(OP, "x_MK", x_MK, (None, None))
     check_shape(OP, "weight_NK", weight_NK, (None, x_MK.shape[1]))
@@ -63,9 +65,14 @@ def decode_linear(
     check_contiguous(OP, x_MK=x_MK, weight_NK=weight_NK, residual_MN=residual_MN, **vectors)
     if backend == "torch" or x_MK.shape[0] > MAX_KERNEL_ROWS:
         return reference.decode_linear(x_MK, weight_NK, bias_N, scale_N, norm_sums_N is not None, eps, gelu, residual_MN)
-    from uniaudio.kernels.decode_linear.triton_kernels import decode_linear as launch  # here: the torch path works without Triton
+    from uniaudio.kernels.decode_linear import few_rows, triton_kernels  # here: the torch path works without Triton
+    from uniaudio.kernels.early import starts_early
 
-    return launch(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN)
+    early = early and starts_early(x_MK.device)
+    few = few_rows.few_rows_launch(x_MK.shape[0], outputs, x_MK.shape[1], x_MK.dtype)
+    if few is not None:
+        return few_rows.few_rows(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN, few, early)
+    return triton_kernels.decode_linear(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN)
 
 
 def fold_norm(

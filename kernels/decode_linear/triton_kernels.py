@@ -4,7 +4,7 @@ The sums of x and x^2 that a norm needs are taken from the tiles of x that the p
 whatever the number of outputs a program has, so that the launch changes no bits. M rows, K inputs, N outputs; offsets are 64-bit.
 """
 
-# ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
+# ruff: noqa: ANN001, ANN201, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def default_launch(rows: int, outputs: int, inputs: int, processors: int, dtype:
 
 
 @triton.jit
-def _gelu(z, EXACT: tl.constexpr):
+def gelu_of(z, EXACT: tl.constexpr):
     if EXACT:
         result = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
     else:
@@ -88,7 +88,7 @@ def _linear(
     if BIAS:
         sums += tl.load(bias + column, mask=fits, other=0.0)[None, :]
     if GELU != "none":
-        sums = _gelu(sums, GELU == "exact")
+        sums = gelu_of(sums, GELU == "exact")
     place = row[:, None].to(tl.int64) * N + column[None, :]
     written = there[:, None] & fits[None, :]
     if RESIDUAL:

@@ -107,7 +107,7 @@ class DecodeState:
         """
         link = self.weights.link
         if level == 0:
-            self._context = link.context(hidden_BD)
+            self._context = self.weights.context(hidden_BD)
         if self._context is None or not 0 <= level < self.weights.config.num_codebooks:
             raise ValueError(f"levels come in order from 0 | seen: {level} | allowed: 0..{self.weights.config.num_codebooks - 1}")
         previous_B = codes_BQ[:, level - 1].contiguous() if level else self._first_B
@@ -118,7 +118,7 @@ class DecodeState:
 
     def _attend(self, cache: _Cache, lengths_B: torch.Tensor, packed_BN3H: torch.Tensor) -> torch.Tensor:
         """One query a row against its cached frames (or levels) and itself."""
-        return decode_attention(packed_BN3H, cache.keys, cache.values, lengths_B, backend=self.weights.backend)
+        return decode_attention(packed_BN3H, cache.keys, cache.values, lengths_B, early=True, backend=self.weights.backend)
 
     def _attend_prompts(self, batch: Batch, cache: _Cache, index: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         """Attention of whole prompts, as in training; keys and values go to the rows `index` of the cache."""

@@ -39,7 +39,7 @@ class Projection:
         """(M, K) -> (M, N)."""
         return decode_linear(
             x_MK, self.weight, self.bias, scale_N=self.scale, norm_sums_N=self.norm_sums, eps=self.eps, gelu=gelu, residual_MN=residual,
-            backend=self.backend,
+            early=True, backend=self.backend,
         )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ class DecodeBlock:
 
 
 class DecodeWeights:
-    """Blocks and heads of `model`; embedding and link stay the model's own modules.
+    """Blocks, link and heads of `model`; the embeddings, and a link that cuts the frame in slices, stay the model's own modules.
 
     legal_ids: for each level the ids that may be drawn there, (K,) each. int8: the blocks' weights as int8 with a scale a row; the heads
     stay as they are. Weights are copied, so the blocks of `model` may be let go.
@@ -99,11 +99,19 @@ class DecodeWeights:
         self.device, self.dtype = like.device, like.dtype
         self.global_blocks = [self._block(block, int8) for block in model.global_blocks]
         self.local_blocks = [self._block(block, int8) for block in model.local_blocks]
+        self._link = None
+        if not self.link.split:
+            linear = self.link.linear
+            self._link = make_projection(linear.weight, linear.bias, norm=self.link.norm, int8=False, backend=self.backend)
         table_VD = whole_rows(like.detach(), self.tensor)
         self.heads = [
             make_projection(table_VD[ids.to(self.device)], None, norm=model.head.norm, int8=False, backend=self.backend)
             for ids in legal_ids
         ]
+
+    def context(self, hidden_BD: torch.Tensor) -> torch.Tensor:
+        """(B, D) -> the frame's part of the local input, (B, Q, D), or (B, 1, D) where every level gets the same."""
+        return self.link.context(hidden_BD) if self._link is None else self._link(hidden_BD).unsqueeze(1)
 
     def _block(self, block: torch.nn.Module, int8: bool) -> DecodeBlock:
         assert isinstance(block, Block)

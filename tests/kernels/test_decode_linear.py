@@ -6,8 +6,8 @@ import torch
 from uniaudio.kernels.decode_linear import decode_linear
 from uniaudio.kernels.decode_linear.interface import fold_norm, quantize_rows
 
-# M, K, N: one row, sizes that are no multiple of a tile, more rows than a small tile, more than the kernel takes
-SHAPES = [(1, 64, 48), (3, 40, 33), (16, 300, 24), (20, 96, 130), (70, 24, 8)]
+# M, K, N: one row, sizes that are no multiple of a tile, more than a small tile, more than the kernels take; one warp, four
+SHAPES = [(1, 64, 13), (3, 40, 9), (5, 300, 3), (20, 96, 130), (70, 24, 8), (1, 1536, 9), (2, 2560, 3)]
 FORMS = {
     "plain": {},
     "bias": {"bias"},
@@ -64,8 +64,9 @@ def test_int8_rows_err_by_half_a_step_at_most() -> None:
     assert ((integers * scale[:, None] - weight).abs() <= scale[:, None] / 2 + 1e-7).all()
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(place) -> None:
-    given, named = arguments((16, 300, 40), FORMS["up"], place)
+@pytest.mark.parametrize("inputs", [300, 1536])
+def test_a_row_does_not_depend_on_the_rows_beside_it(inputs, place) -> None:
+    given, named = arguments((6, inputs, 3), FORMS["up"], place)
     together = decode_linear(*given, **named, backend="triton")
     for rows in (1, 5):
         assert torch.equal(decode_linear(given[0][:rows].contiguous(), *given[1:], **named, backend="triton"), together[:rows])
@@ -79,6 +80,19 @@ def test_every_launch_gives_the_same(launch, place, assert_as_good) -> None:
     truth = decode_linear(x.double(), weight.double(), bias.double(), backend="torch")
     result = triton_kernels.decode_linear(x, weight, bias, None, None, 1e-5, None, None, triton_kernels.Launch(*launch))
     assert_as_good(result, decode_linear(x, weight, bias, backend="torch"), truth, "output")
+
+
+def test_a_chain_of_early_launches_gives_the_same(place) -> None:
+    weights = [place.randn(*shape, scale=0.2) for shape in [(8, 4), (4, 8)] * 2]
+    x, sums = place.randn(2, 4), [weight.float().sum(1) for weight in weights]
+    results = []
+    for early in (False, True):
+        hidden = x.clone()  # an ordinary launch behind those that made the weights
+        for up, down, up_sums in zip(weights[::2], weights[1::2], sums[::2], strict=True):
+            wide = decode_linear(hidden, up, sums[0], norm_sums_N=up_sums, gelu="exact", early=early, backend="triton")
+            hidden = decode_linear(wide, down, residual_MN=hidden, early=early, backend="triton")
+        results.append(hidden)
+    assert torch.equal(*results)
 
 
 X, W = torch.zeros(2, 16), torch.zeros(8, 16)

@@ -51,6 +51,14 @@ def test_a_launch_is_tried_once_and_the_one_in_use_first() -> None:
     assert all(launch.outputs * launch.depth * 2 * launch.stages < decode_cases.SHARED_BYTES for launch in tried)
 
 
+def test_a_launch_of_few_rows_is_tried_once_and_its_weights_fit_into_the_registers() -> None:
+    used = decode_cases.FewRows(1, 4, 1)
+    tried = list(decode_cases.few_launches(decode_cases.MAPS["down"], 2, used))
+    assert tried[0] == used
+    assert len(tried) == len(set(tried)) > 4
+    assert all(launch.outputs * 6144 * 2 <= 128 * 4 * 32 * launch.warps for launch in tried)
+
+
 def test_names_choose_cases_by_their_first_words() -> None:
     assert selected([]) == list(CASES)
     assert selected(["norm backward"]) == ["norm backward"]
