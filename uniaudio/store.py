@@ -5,10 +5,12 @@ what happens when the store fails: at the start one clear error; later a warning
 (the newest KEPT metrics) and sent when the store is back.
 """
 
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def artifact_root(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time for a sqlite file: MLflow makes a new one's tables at the first call, and two that do it at once both fail."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    with path.with_name(f".{path.name}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class StoredRun:
@@ -61,8 +75,9 @@ class StoredRun:
         try:
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-            self.run_id = self._continue(mlflow, run_id) or self._create(experiment, output_dir, resumed_from=run_id)
+            with _alone(self.uri):
+                self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+                self.run_id = self._continue(mlflow, run_id) or self._create(experiment, output_dir, resumed_from=run_id)
             self._log_settings(params, tags or {}, config)
         except self._faults as error:
             kind = UserError if self.uri.startswith("sqlite:") else Unavailable

@@ -1,5 +1,6 @@
 """The MLflow store: runs that live on through restarts, and a store that fails without ending the work."""
 
+import fcntl
 import resource
 import socket
 import sys
@@ -38,6 +39,25 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_two_that_start_at_once_make_the_tables_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def create(self: StoredRun, *arguments: object, **options: object) -> str:
+        with (folder / ".mlflow.db.lock").open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+        return made(self, *arguments, **options)  # type: ignore[arg-type]
+
+    made = StoredRun._create
+    monkeypatch.setattr(StoredRun, "_create", create)
+    open_run(folder / "at_once").finish("FINISHED")
+    assert held == [True]
+    with (folder / ".mlflow.db.lock").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
 
 
 def test_a_resumed_run_continues_and_keeps_everything(folder: Path) -> None:
