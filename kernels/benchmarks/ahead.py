@@ -154,24 +154,22 @@ def _decode_attention(slots: int) -> None:
     decode_attention.decode_attention(_bf16(2, 12, 3, 128), cache, cache, torch.zeros(2, dtype=torch.int32), True)
 
 
-def _decode_linear(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> None:
-    weight, vector = _bf16(outputs, inputs), torch.zeros(outputs)
-    normed, residual = (vector, None) if inputs < outputs else (None, _bf16(rows, outputs))
-    launch = decode_linear.default_launch(rows, outputs, inputs, 132)
+def _operands(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> decode_linear.Operands:
+    """A map that widens has a norm and a GELU, one that narrows a residual, as in a block."""
+    weight, vector, widens = _bf16(outputs, inputs), torch.zeros(outputs), inputs < outputs
     weight, scale = (weight.to(torch.int8), vector) if int8 else (weight, None)
-    gelu = "exact" if inputs < outputs else None
-    decode_linear.decode_linear(_bf16(rows, inputs), weight, vector, scale, normed, 1e-5, gelu, residual, launch)
+    normed, gelu, residual = (vector, "exact", None) if widens else (None, None, _bf16(rows, outputs))
+    return decode_linear.Operands(_bf16(rows, inputs), weight, vector, scale, normed, 1e-5, gelu, residual)
+
+
+def _decode_linear(rows: int, inputs: int, outputs: int) -> None:
+    decode_linear.decode_linear(_operands(rows, inputs, outputs), decode_linear.default_launch(rows, outputs, inputs, 132))
 
 
 def _few_rows(rows: int, inputs: int, outputs: int, *, int8: bool = False) -> None:
-    weight, vector, normed = _bf16(outputs, inputs), torch.zeros(outputs), inputs < outputs
-    weight, scale = (weight.to(torch.int8), vector) if int8 else (weight, None)
     launch = few_rows.few_rows_launch(rows, outputs, inputs, torch.bfloat16)
     assert launch is not None
-    few_rows.few_rows(
-        _bf16(rows, inputs), weight, vector, scale, vector if normed else None, 1e-5, "exact" if normed else None,
-        None if normed else _bf16(rows, outputs), launch, True,
-    )  # fmt: skip
+    few_rows.few_rows(_operands(rows, inputs, outputs, int8=int8), launch, True)
 
 
 def _draw() -> None:

@@ -16,7 +16,7 @@ from uniaudio.kernels.decode_linear import reference
 from uniaudio.kernels.decode_linear import triton_kernels as decode_linear
 from uniaudio.kernels.decode_linear.few_rows import FewRows, few_rows, few_rows_launch
 from uniaudio.kernels.decode_linear.interface import quantize_rows
-from uniaudio.kernels.decode_linear.triton_kernels import Launch
+from uniaudio.kernels.decode_linear.triton_kernels import Launch, Operands
 from uniaudio.kernels.device import streaming_multiprocessors
 from uniaudio.kernels.early import starts_early
 
@@ -92,8 +92,8 @@ def _decode(name: str, rows: int, int8: bool) -> Case:
         def of(layer: Layer) -> torch.Tensor:
             given = (x, layer.weight, layer.bias, layer.scale, layer.norm_sums, EPS, shape.gelu, residual)
             if isinstance(launch, FewRows):
-                return few_rows(*given, launch, starts_early(x.device))
-            return decode_linear.decode_linear(*given, launch)
+                return few_rows(Operands(*given), launch, starts_early(x.device))
+            return decode_linear.decode_linear(Operands(*given), launch)
 
         return {f"layer {index}": of(layer) for index, layer in enumerate(layers)}
 

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from uniaudio.kernels.decode_linear.triton_kernels import gelu_of
+from uniaudio.kernels.decode_linear.triton_kernels import Operands, gelu_of
 from uniaudio.kernels.early import end_of_the_launch_before
 
 ROWS = 16  # the most
@@ -111,28 +111,14 @@ def _few_rows(
             tl.store(out + spot, result.to(out.dtype.element_ty), mask=fits)
 
 
-def few_rows(
-    x_MK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    scale_N: torch.Tensor | None,
-    norm_sums_N: torch.Tensor | None,
-    eps: float,
-    gelu: str | None,
-    residual_MN: torch.Tensor | None,
-    launch: FewRows,
-    early: bool,
-) -> torch.Tensor:
+def few_rows(given: Operands, launch: FewRows, early: bool) -> torch.Tensor:
     """(M, N) in one launch."""
-    rows, inputs = x_MK.shape
-    outputs = weight_NK.shape[0]
-    out = torch.empty(rows, outputs, dtype=x_MK.dtype, device=x_MK.device)
-    vector = 16 // x_MK.element_size()
+    rows, outputs, inputs = given.sizes
+    vector = 16 // given.x_MK.element_size()
     depth = min(32 * vector * launch.warps, max(vector, triton.next_power_of_2(inputs)))
+    out, arguments = given.arguments()
     _few_rows[(triton.cdiv(outputs, launch.outputs),)](
-        x_MK, weight_NK, bias_N, scale_N, norm_sums_N, residual_MN, out, rows, eps,
-        outputs, inputs, min(launch.group, triton.next_power_of_2(rows)), launch.outputs, depth, vector,
-        bias_N is not None, scale_N is not None, norm_sums_N is not None, gelu or "none", residual_MN is not None, early,
-        num_warps=launch.warps, **({"launch_pdl": True} if early else {}),
+        *arguments, outputs, inputs, min(launch.group, triton.next_power_of_2(rows)), launch.outputs, depth, vector,
+        *given.parts, early, num_warps=launch.warps, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return out

@@ -68,11 +68,13 @@ def decode_linear(
     from uniaudio.kernels.decode_linear import few_rows, triton_kernels  # here: the torch path works without Triton
     from uniaudio.kernels.early import starts_early
 
-    early = early and starts_early(x_MK.device)
+    if x_MK.shape[0] * outputs == 0:
+        return x_MK.new_empty(x_MK.shape[0], outputs)
+    given = triton_kernels.Operands(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN)
     few = few_rows.few_rows_launch(x_MK.shape[0], outputs, x_MK.shape[1], x_MK.dtype)
     if few is not None:
-        return few_rows.few_rows(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN, few, early)
-    return triton_kernels.decode_linear(x_MK, weight_NK, bias_N, scale_N, norm_sums_N, eps, gelu, residual_MN)
+        return few_rows.few_rows(given, few, early and starts_early(x_MK.device))
+    return triton_kernels.decode_linear(given)
 
 
 def fold_norm(

@@ -8,6 +8,7 @@ whatever the number of outputs a program has, so that the launch changes no bits
 # mypy: disable-error-code=no-untyped-def
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -96,27 +97,44 @@ def _linear(
     tl.store(out + place, sums.to(out.dtype.element_ty), mask=written)
 
 
-def decode_linear(
-    x_MK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    scale_N: torch.Tensor | None,
-    norm_sums_N: torch.Tensor | None,
-    eps: float,
-    gelu: str | None,
-    residual_MN: torch.Tensor | None,
-    launch: Launch | None = None,
-) -> torch.Tensor:
+class Operands(NamedTuple):
+    """What `interface.decode_linear` takes, checked."""
+
+    x_MK: torch.Tensor
+    weight_NK: torch.Tensor
+    bias_N: torch.Tensor | None
+    scale_N: torch.Tensor | None
+    norm_sums_N: torch.Tensor | None
+    eps: float
+    gelu: str | None
+    residual_MN: torch.Tensor | None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """M, N, K."""
+        return self.x_MK.shape[0], *self.weight_NK.shape
+
+    def arguments(self) -> tuple[torch.Tensor, tuple[object, ...]]:
+        """The result's memory (M, N), and a kernel's first arguments, `x` to `eps`."""
+        rows, outputs, _ = self.sizes
+        out = torch.empty(rows, outputs, dtype=self.x_MK.dtype, device=self.x_MK.device)
+        vectors = (self.bias_N, self.scale_N, self.norm_sums_N)
+        return out, (self.x_MK, self.weight_NK, *vectors, self.residual_MN, out, rows, self.eps)
+
+    @property
+    def parts(self) -> tuple[bool, bool, bool, str, bool]:
+        """A kernel's BIAS, SCALED, NORMED, GELU and RESIDUAL."""
+        given = (self.bias_N is not None, self.scale_N is not None, self.norm_sums_N is not None)
+        return *given, self.gelu or "none", self.residual_MN is not None
+
+
+def decode_linear(given: Operands, launch: Launch | None = None) -> torch.Tensor:
     """(M, N) in one launch; `launch` overrides the choice (tuning)."""
-    rows, inputs = x_MK.shape
-    outputs = weight_NK.shape[0]
-    out = torch.empty(rows, outputs, dtype=x_MK.dtype, device=x_MK.device)
-    if out.numel() == 0:
-        return out
-    launch = launch or default_launch(rows, outputs, inputs, streaming_multiprocessors(x_MK.device), x_MK.dtype)
+    rows, outputs, inputs = given.sizes
+    launch = launch or default_launch(rows, outputs, inputs, streaming_multiprocessors(given.x_MK.device), given.x_MK.dtype)
+    out, arguments = given.arguments()
     _linear[(triton.cdiv(outputs, launch.outputs),)](
-        x_MK, weight_NK, bias_N, scale_N, norm_sums_N, residual_MN, out, rows, eps,
-        outputs, inputs, max(16, triton.next_power_of_2(rows)), launch.outputs, launch.depth, launch.stages,
-        bias_N is not None, scale_N is not None, norm_sums_N is not None, gelu or "none", residual_MN is not None, num_warps=launch.warps,
+        *arguments, outputs, inputs, max(16, triton.next_power_of_2(rows)), launch.outputs, launch.depth, launch.stages,
+        *given.parts, num_warps=launch.warps,
     )  # fmt: skip
     return out

@@ -72,13 +72,21 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(inputs, place) -> None:
         assert torch.equal(decode_linear(given[0][:rows].contiguous(), *given[1:], **named, backend="triton"), together[:rows])
 
 
+@pytest.mark.parametrize(("rows", "outputs"), [(0, 8), (3, 0), (0, 0)])
+def test_no_rows_or_no_outputs_launch_nothing(place, rows, outputs):
+    x, weight = torch.zeros(rows, 16, device=place.device), torch.zeros(outputs, 16, device=place.device)
+    assert decode_linear(x, weight, backend="triton").shape == (rows, outputs)
+
+
 @pytest.mark.parametrize("launch", [(8, 32, 1, 1), (16, 64, 2, 2), (64, 16, 3, 4)], ids=str)
 def test_every_launch_gives_the_same(launch, place, assert_as_good) -> None:
     from uniaudio.kernels.decode_linear import triton_kernels
 
     (x, weight, bias), _ = arguments((4, 100, 70), FORMS["bias"], place)
     truth = decode_linear(x.double(), weight.double(), bias.double(), backend="torch")
-    result = triton_kernels.decode_linear(x, weight, bias, None, None, 1e-5, None, None, triton_kernels.Launch(*launch))
+    result = triton_kernels.decode_linear(
+        triton_kernels.Operands(x, weight, bias, None, None, 1e-5, None, None), triton_kernels.Launch(*launch)
+    )
     assert_as_good(result, decode_linear(x, weight, bias, backend="torch"), truth, "output")
 
 
