@@ -82,6 +82,12 @@ class DataConfig(Section):
         "", description="where shards of s3:// and http:// are kept for a while; empty: uniaudio-shards in the temporary folder"
     )
     cache_gb: float = Field(50.0, gt=0, description="most that they take there; the longest unused go first")
+    hide_history: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the target's frames that training hides from the frames behind them, so that the conditions are needed",
+    )
     loss_on: Literal["target", "all"] = Field("target", description="what the loss counts: the target and its end, or every frame")
 
     @property

@@ -64,7 +64,7 @@ def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, tup
     }
     return {
         "embed.code.weight": (vocabulary_size, code_width),
-        "embed.position.weight": (config.max_positions, width),
+        **({"embed.position.weight": (config.max_positions, width)} if config.positions == "learned" else {}),
         "embed.text.weight": (width, config.text_width),
         "embed.text.bias": (width,),
         **{f"global_blocks.{index}.{name}": shape for index in range(config.global_layers) for name, shape in block.items()},

@@ -28,7 +28,11 @@ class ModelConfig(Section):
         "multi_scale",
         description="how the codes of a frame are told apart: by the local stack, or, without one, by their order (docs/experiments.md)",
     )
-    max_positions: int = Field(3000, ge=8, description="rows of the learned table of global positions, in frames")
+    max_positions: int = Field(3000, ge=8, description="longest document, in frames; rows of the learned table of positions")
+    positions: Literal["learned", "time"] = Field(
+        "learned",
+        description="learned: a table over the document's frames (paper); time: rotary, by the time inside the segment (docs/positions.md)",
+    )
     embedding: Literal["sum", "concat"] = Field(
         "sum", description="frame vector: sum of Q embeddings of width D, or Q of width D/Q side by side"
     )

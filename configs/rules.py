@@ -51,6 +51,13 @@ def _check_model(run: RunConfig) -> None:
             allowed="loss_on target",
             remedy="set data.loss_on=target or model.prefix_lm=false",
         )
+    if run.data.hide_history and run.data.loss_on == "all":
+        raise UserError(
+            "data.hide_history with data.loss_on all: the conditions would be hidden too",
+            seen=f"hide_history {run.data.hide_history}, loss_on all",
+            allowed="hide_history 0 or loss_on target",
+            remedy="set data.loss_on=target or data.hide_history=0",
+        )
     if model.prefix_lm and model.attention != "kernels":
         raise UserError(
             "model.attention of a library knows no bidirectional prefix, which model.prefix_lm asks for",

@@ -215,7 +215,7 @@ class Engine:
         return self._statistics(None)
 
     def _set_loss_scale(self, batches: Sequence[Batch]) -> None:
-        count = torch.stack([batch.target_mask_BTQ.sum() for batch in batches]).sum()
+        count = torch.stack([batch.target_mask_BTQ.count_nonzero() for batch in batches]).sum()
         if self.layout.data_parallel_size > 1:
             dist.all_reduce(count, group=self.layout.data_parallel_group)
         self._loss_scale.copy_(self.layout.data_parallel_size * self._micro_batches / count.clamp(min=1))

@@ -7,13 +7,15 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+HIDDEN = 2  # in target_mask_BTQ
+
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of packed documents, as vocabulary ids.
 
     codes_BTQ: int64. Frames of whole documents one after another; the rest of a row is `<pad>` frames.
-    target_mask_BTQ: int8, 1 where the loss counts the code.
+    target_mask_BTQ: int8, 1 where the loss counts the code, HIDDEN where it does and the frames behind are not shown it.
     document_starts_BD: int32. First frame of each document, ascending; unused entries hold T. The padding behind the last
         document is a document of its own, so that attention never looks from it into a real one.
     prefix_lengths_BD: int32. Frames at the start of each document that attend in both directions; 0 without prefix-LM.
@@ -51,7 +53,7 @@ class Batch:
     @property
     def target_count(self) -> int:
         """Number of codes that the loss counts."""
-        return int(self.target_mask_BTQ.sum())
+        return int(self.target_mask_BTQ.count_nonzero())
 
 
 def document_ids_BT(document_starts_BD: torch.Tensor, frames: int) -> torch.Tensor:

@@ -14,10 +14,10 @@ import torch
 
 from uniaudio.configs.data import DataConfig
 from uniaudio.configs.model import ModelConfig
-from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.data.batch import HIDDEN, Batch
 from uniaudio.pretrain.data.clips import ClipTable
 from uniaudio.pretrain.data.documents import Documents, Rows
-from uniaudio.pretrain.data.hide import hidden_span
+from uniaudio.pretrain.data.hide import hidden_history, hidden_span
 from uniaudio.pretrain.data.ids import check_codes, held_codes, spread
 from uniaudio.pretrain.data.layout import Typesetter
 from uniaudio.pretrain.data.memory import BatchMemory, Slot
@@ -176,6 +176,9 @@ class BatchAssembler:
                 raw[start:stop] = 0  # whatever was read of it
             else:
                 mask[first * Q : last * Q] = 1
+                if share := self.data.hide_history:
+                    history = hidden_history(share, last - first, work.documents.draw[document])
+                    sheet.mask[b, first:last][history] = HIDDEN
 
     def _copy_audio(self, work: Work, row: int, raw: np.ndarray) -> list[tuple[int, int]]:
         """Copies audio of fewer levels than others', and masked audio, to its place; returns the spans to hide."""

@@ -1,4 +1,7 @@
-"""Which span of a clip's codes is hidden where a segment is drawn `masked`: a function of the draw and, for words, of aligned phones."""
+"""Which codes of a clip are hidden: a span where a segment is drawn `masked`, and what `data.hide_history` hides of a target.
+
+Functions of the document's draw and, for words, of aligned phones.
+"""
 
 import numpy as np
 
@@ -6,6 +9,19 @@ from uniaudio.configs.tasks import SegmentConfig
 from uniaudio.pretrain.data.draw import below, hashed
 from uniaudio.pretrain.data.tasks import FRAME_RATE
 from uniaudio.tokenize_farm.schema import PHONE_MARKS, UNKNOWN_PHONE
+
+HISTORY_SPAN = 8  # frames hidden at once, 160 ms: longer than most sounds, so that the frames around do not tell them
+
+
+def hidden_history(share: float, frames: int, draw: np.ndarray | int) -> np.ndarray:
+    """(frames,) bool: which frames of a target those behind them are not shown; spans of HISTORY_SPAN frames.
+
+    A document's own share is drawn evenly from 0 to twice `share`: some are shown nearly whole, as in generation.
+    """
+    own = 2 * share * float(hashed(draw, 6)[0]) / 2.0**64
+    phase = int(below(hashed(draw, 7), HISTORY_SPAN)[0])
+    spans = hashed(draw, 8, np.arange(frames // HISTORY_SPAN + 2)).astype(np.float64) / 2.0**64 < own
+    return np.repeat(spans, HISTORY_SPAN)[phase : phase + frames]
 
 
 def hidden_span(segment: SegmentConfig, frames: int, draw: np.ndarray | int, phones: np.ndarray | None = None) -> tuple[int, int]:

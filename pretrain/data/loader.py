@@ -226,12 +226,15 @@ def make_loader(
     """Opens `data.shards`; the first block is planned with the first step.
 
     Args:
+        split: of any but train nothing is hidden (`data.hide_history`).
         position: where to continue, from the checkpoint (`info(step)["next_row"]`); the beginning unless given.
         pin: batches in page-locked memory, for a GPU.
 
     Raises:
         UserError: no shards, damaged ones, tasks that no clip serves, shapes that the model does not take.
     """
+    if split != "train":
+        data = data.model_copy(update={"hide_history": 0.0})
     remotes = _remotes(data)
     clips = load_clips(data.folders, split, remotes)
     files = ShardFiles(clips, verify=data.verify, remotes=remotes)

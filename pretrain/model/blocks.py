@@ -16,6 +16,7 @@ from uniaudio.configs.parallel import Recompute
 from uniaudio.kernels.activation import bias_gelu
 from uniaudio.kernels.frame_attention import frame_attention
 from uniaudio.kernels.packed_bias import packed_bias_gradient
+from uniaudio.kernels.rotary import rotate
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
@@ -119,12 +120,15 @@ class GlobalBlock(Block):
 
     def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__(config, num_heads=config.num_heads, tensor=tensor, backend=backend, recompute=recompute)
-        self.prefix_lm, self.backend = config.prefix_lm, backend if config.attention == "kernels" else config.attention
+        self.prefix_lm, self.rotary, self.rotate_backend = config.prefix_lm, config.positions == "time", backend
+        self.backend = backend if config.attention == "kernels" else config.attention
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:
         """(B*T, N, 3, H) -> (B*T, N*H)."""
         rows, frames, _ = state.codes_BTQ.shape
         prefix = state.prefix_lengths_BD if self.prefix_lm else None
+        if self.rotary:
+            packed = rotate(packed, state.positions_BT.flatten(), backend=self.rotate_backend)
         return varlen_attention(packed.unflatten(0, (rows, frames)), state.document_starts_BD, prefix, backend=self.backend).flatten(0, 1)
 
 

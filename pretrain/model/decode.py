@@ -14,9 +14,11 @@ import torch
 
 from uniaudio.errors import UserError
 from uniaudio.kernels.decode_attention import decode_attention
+from uniaudio.kernels.rotary import rotate
 from uniaudio.kernels.varlen_attention import varlen_attention
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.decode_weights import DecodeBlock, DecodeWeights
+from uniaudio.pretrain.model.state import State
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class DecodeState:
         self.global_caches = [_Cache(rows, block, max_frames, weights) for block in weights.global_blocks]
         self.local_caches = [_Cache(rows, block, config.num_codebooks, weights) for block in weights.local_blocks]
         self.lengths_B = torch.zeros(rows, dtype=torch.int64, device=weights.device)  # frames in the global caches
+        # Where the attention places each row's next frame.
+        self.times_B = torch.zeros_like(self.lengths_B) if config.positions == "time" else None
         self._levels_QB = torch.arange(config.num_codebooks, device=weights.device)[:, None].repeat(1, rows)
         self._first_B = torch.full((rows,), weights.link.mega_local, dtype=torch.int64, device=weights.device)
         self._context: torch.Tensor | None = None
@@ -74,13 +78,16 @@ class DecodeState:
         lengths = [prompt.codes_TQ.shape[0] + 1 for prompt in prompts]  # inputs: <mega_global>, then every frame of the prompt
         self._check_prompts(prompts, rows, lengths)
         batch = _pack(self.weights, prompts, lengths).to(self.lengths_B.device)
-        hidden_XD = self.weights.embed(batch.as_tuple())[0]
+        state = State(*self.weights.embed(batch.as_tuple()))
+        hidden_XD = state.hidden
         index = torch.tensor(rows, device=hidden_XD.device)
         for block, cache in zip(self.weights.global_blocks, self.global_caches, strict=True):
-            hidden_XD = block(hidden_XD, partial(self._attend_prompts, batch, cache, index))
+            hidden_XD = block(hidden_XD, partial(self._attend_prompts, state, cache, index))
         self.lengths_B[index] = torch.tensor(lengths, device=hidden_XD.device)
-        last_B = self.lengths_B[index] - 1
-        return hidden_XD.unflatten(0, (len(prompts), -1))[torch.arange(len(prompts), device=last_B.device), last_B]
+        last = torch.arange(len(prompts), device=hidden_XD.device), self.lengths_B[index] - 1
+        if self.times_B is not None:
+            self.times_B[index] = state.positions_BT[last].to(torch.int64) + 1
+        return hidden_XD.unflatten(0, (len(prompts), -1))[last]
 
     @torch.no_grad()
     def step(self, codes_BQ: torch.Tensor, active_B: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,8 +98,10 @@ class DecodeState:
         """
         hidden_BD = self.weights.embed.frames(codes_BQ, self.lengths_B)
         for block, cache in zip(self.weights.global_blocks, self.global_caches, strict=True):
-            hidden_BD = block(hidden_BD, partial(self._attend, cache, self.lengths_B))
+            hidden_BD = block(hidden_BD, partial(self._attend, cache, self.lengths_B, times_B=self.times_B))
         self.lengths_B += 1 if active_B is None else active_B
+        if self.times_B is not None:
+            self.times_B += 1 if active_B is None else active_B
         return hidden_BD
 
     def release(self, rows: Sequence[int]) -> None:
@@ -116,19 +125,25 @@ class DecodeState:
             x_BD = block(x_BD, partial(self._attend, cache, self._levels_QB[level]))
         return self.weights.heads[level](x_BD)
 
-    def _attend(self, cache: _Cache, lengths_B: torch.Tensor, packed_BN3H: torch.Tensor) -> torch.Tensor:
+    def _attend(
+        self, cache: _Cache, lengths_B: torch.Tensor, packed_BN3H: torch.Tensor, *, times_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One query a row against its cached frames (or levels) and itself."""
+        if times_B is not None:
+            packed_BN3H = rotate(packed_BN3H, times_B, backend=self.weights.backend)
         return decode_attention(packed_BN3H, cache.keys, cache.values, lengths_B, early=True, backend=self.weights.backend)
 
-    def _attend_prompts(self, batch: Batch, cache: _Cache, index: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    def _attend_prompts(self, state: State, cache: _Cache, index: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         """Attention of whole prompts, as in training; keys and values go to the rows `index` of the cache."""
-        rows, frames, _ = batch.codes_BTQ.shape
+        rows, frames, _ = state.codes_BTQ.shape
+        if self.times_B is not None:
+            packed = rotate(packed, state.positions_BT.flatten(), backend=self.weights.backend)
         packed_BT = packed.unflatten(0, (rows, frames))
         _, keys, values = packed_BT.permute(3, 0, 2, 1, 4)
         cache.keys[index, :, :frames] = keys
         cache.values[index, :, :frames] = values
-        prefix = batch.prefix_lengths_BD if self.weights.config.prefix_lm else None
-        return varlen_attention(packed_BT, batch.document_starts_BD, prefix, backend=self.weights.backend).flatten(0, 1)
+        prefix = state.prefix_lengths_BD if self.weights.config.prefix_lm else None
+        return varlen_attention(packed_BT, state.document_starts_BD, prefix, backend=self.weights.backend).flatten(0, 1)
 
     def _check_prompts(self, prompts: Sequence[Prompt], rows: list[int], lengths: list[int]) -> None:
         if len(prompts) != len(rows) or len(set(rows)) != len(rows) or not all(0 <= row < self.rows for row in rows):

@@ -49,12 +49,12 @@ class MultiScaleTransformer(nn.Module):
         super().__init__()
         tensor = tensor_parallel or TensorParallel()
         self.config, self.tensor_parallel, self.vocabulary_size = config, tensor, vocabulary.size
-        mega_global, mega_local = vocabulary.special("<mega_global>"), vocabulary.special("<mega_local>")
+        mega_local = vocabulary.special("<mega_local>")
         size = vocabulary.size
         common: dict[str, Any] = {"tensor": tensor, "backend": backend}
         places = (nullcontext() if stage is None or index in stage else torch.device("meta") for index in itertools.count())
         with next(places):
-            self.embed = Embed(config, vocabulary_size=size, mega_global=mega_global, **common)
+            self.embed = Embed(config, vocabulary=vocabulary, **common)
         self.global_blocks = nn.ModuleList()
         for _ in range(config.global_layers):
             with next(places):

@@ -12,7 +12,8 @@ import torch
 class State(NamedTuple):
     """hidden: (B*T, D) in the global stack, (B*T, Q, D) in the local one; token-major throughout.
 
-    codes_BTQ int64, target_mask_BTQ int32, document_starts_BD, prefix_lengths_BD and task_ids_BD int32: as in Batch.
+    codes_BTQ int64, target_mask_BTQ int32 (0 or 1), document_starts_BD, prefix_lengths_BD and task_ids_BD int32: as in Batch.
+    positions_BT int32: where the global stack's attention places each frame (`positions.segment_times`, or as in Batch).
     """
 
     hidden: torch.Tensor
@@ -21,6 +22,7 @@ class State(NamedTuple):
     document_starts_BD: torch.Tensor
     prefix_lengths_BD: torch.Tensor
     task_ids_BD: torch.Tensor
+    positions_BT: torch.Tensor
 
     def with_hidden(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The same state with another hidden tensor, as the plain tuple that crosses a layer's border."""

@@ -87,13 +87,21 @@ class VocabularyEmbedding(VocabParallelEmbedding):
         super().__init__(rows, width, config=_config(tensor), init_method=nn.init.zeros_, tp_group=tensor.group)
 
     def forward(
-        self, codes_XQ: torch.Tensor, positions_X: torch.Tensor, position_table_PD: torch.Tensor, *, mode: FrameMode, backend: Backend
+        self,
+        codes_XQ: torch.Tensor,
+        positions_X: torch.Tensor | None = None,
+        position_table_PD: torch.Tensor | None = None,
+        *,
+        mode: FrameMode,
+        backend: Backend,
     ) -> torch.Tensor:
         """As in one process, (X, D). Megatron's own forward would send every code's vector; a frame's are joined before the all-reduce."""
         own = (codes_XQ >= self.vocab_start_index) & (codes_XQ < self.vocab_end_index)
         vectors = lookup(torch.where(own, codes_XQ - self.vocab_start_index, 0), self.weight, backend=backend) * own.unsqueeze(-1)
         frames = vectors.sum(dim=1) if mode == "sum" else vectors.flatten(1)
         whole = reduce_from_tensor_model_parallel_region(frames, group=self.tp_group)
+        if positions_X is None or position_table_PD is None:
+            return whole
         return whole + lookup(positions_X, position_table_PD, backend=backend)
 
 

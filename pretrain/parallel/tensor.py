@@ -128,9 +128,15 @@ class VocabularyEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, width))
 
     def forward(
-        self, codes_XQ: torch.Tensor, positions_X: torch.Tensor, position_table_PD: torch.Tensor, *, mode: FrameMode, backend: Backend
+        self,
+        codes_XQ: torch.Tensor,
+        positions_X: torch.Tensor | None = None,
+        position_table_PD: torch.Tensor | None = None,
+        *,
+        mode: FrameMode,
+        backend: Backend,
     ) -> torch.Tensor:
-        """The Q embeddings of each frame summed or side by side, plus its row of a table of positions, (X, D)."""
+        """The Q embeddings of each frame summed or side by side, plus its row of a table of positions where one is given, (X, D)."""
         return frame_embedding(codes_XQ, self.weight, positions_X, position_table_PD, mode=mode, backend=backend)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uniaudio.configs.tasks import load_task
-from uniaudio.pretrain.data.hide import hidden_span, word_spans
+from uniaudio.pretrain.data.hide import HISTORY_SPAN, hidden_history, hidden_span, word_spans
 
 
 @pytest.mark.parametrize("frames", [3, 30, 200])
@@ -24,3 +24,14 @@ def test_hidden_words_are_whole_and_one_after_another() -> None:
         assert {hidden_span(segment, frames, draw, phones) for draw in range(60)} == allowed
     silence = np.array([[0, 33]], np.uint16)
     assert hidden_span(segment, 33, 1, silence) == hidden_span(segment, 33, 1), "without words, a span of seconds"
+
+
+def test_hidden_history_has_the_share_asked_for_and_differs_between_documents() -> None:
+    found = [hidden_history(0.3, 203, draw) for draw in range(400)]
+    shares = np.array([history.mean() for history in found])
+    assert all(len(history) == 203 for history in found)
+    assert abs(shares.mean() - 0.3) < 0.03 and shares.min() < 0.1 and shares.max() > 0.5
+    edges = [np.flatnonzero(np.diff(history.astype(int))) for history in found]
+    assert all((np.diff(places) % HISTORY_SPAN == 0).all() for places in edges), "whole spans"
+    assert not hidden_history(0.0, 50, 1).any()
+    assert hidden_history(0.5, 3, 1).shape == (3,)

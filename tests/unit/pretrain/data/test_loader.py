@@ -14,7 +14,7 @@ from loaders import TASKS, VOCABULARY, T, open_loader, same
 
 from uniaudio.configs import DataConfig, ModelConfig
 from uniaudio.errors import UserError
-from uniaudio.pretrain.data.batch import Batch, document_ids_BT
+from uniaudio.pretrain.data.batch import HIDDEN, Batch, document_ids_BT
 from uniaudio.pretrain.data.clips import ClipTable, load_clips
 from uniaudio.pretrain.data.documents import Rows
 from uniaudio.pretrain.data.loader import DataPosition, Loader, can_evaluate, make_loader
@@ -248,6 +248,19 @@ def check_batch(batch: Batch, loader: Loader) -> None:
             prefix = int(batch.prefix_lengths_BD[b, d])
             assert VOCABULARY.token_name(int(codes[prefix - 1, 0])) == "<audio_start>" and prefix + len(views["audio"]) + 2 == end - start
             assert batch.target_mask_BTQ[b, start : start + prefix].sum() == 0
+
+
+def test_history_is_hidden_inside_targets_of_training_alone(shards) -> None:
+    shown, hidden = (open_loader(shards, hide_history=share).step_batches(0)[0] for share in (0.0, 0.4))
+    secret = hidden.target_mask_BTQ == HIDDEN
+    assert torch.equal(hidden.codes_BTQ, shown.codes_BTQ), "the loss still knows them"
+    assert torch.equal((hidden.target_mask_BTQ != 0), shown.target_mask_BTQ == 1)
+    assert 0.1 < secret.sum() / shown.target_count < 0.8
+    assert torch.equal(secret.any(dim=2), secret.all(dim=2)), "whole frames"
+    again = open_loader(shards, hide_history=0.4, workers=2).step_batches(0)[0]
+    assert torch.equal(again.target_mask_BTQ, hidden.target_mask_BTQ)
+    held_out = open_loader(shards, split="valid", hide_history=0.4).valid_batches(1)[0]
+    assert not (held_out.target_mask_BTQ == HIDDEN).any()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -4,6 +4,7 @@ code, dense attention under explicit masks, no packing, no kernels. The truth th
 import math
 
 import torch
+from tiny_model import AUDIO_START
 
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
@@ -22,7 +23,17 @@ def gelu(x: torch.Tensor, form: str) -> torch.Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def attention(p: Parameters, name: str, x: torch.Tensor, heads: int, visible: torch.Tensor) -> torch.Tensor:
+def turned(x: torch.Tensor, times: list[int] | None) -> torch.Tensor:
+    """x (L, H): the pairs (i, i + H/2) as complex numbers, turned by time * 10000^(-2i/H)."""
+    if times is None:
+        return x
+    half = x.shape[1] // 2
+    angles = torch.tensor([[time * 10_000.0 ** (-i / half) for i in range(half)] for time in times], dtype=x.dtype)
+    pairs = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat((pairs.real, pairs.imag), dim=1)
+
+
+def attention(p: Parameters, name: str, x: torch.Tensor, heads: int, visible: torch.Tensor, times: list[int] | None) -> torch.Tensor:
     """x (L, D), visible (L, L) bool: row attends to column."""
     head_dim = x.shape[1] // heads
     outputs = []
@@ -30,13 +41,15 @@ def attention(p: Parameters, name: str, x: torch.Tensor, heads: int, visible: to
         rows = p[f"{name}.qkv.weight"].view(heads, 3, head_dim, -1)[head]
         bias_query, bias_value = p[f"{name}.qkv.bias"].view(heads, 2, head_dim)[head]
         query, key, value = x @ rows[0].T + bias_query, x @ rows[1].T, x @ rows[2].T + bias_value
-        scores = (query @ key.T / math.sqrt(head_dim)).masked_fill(~visible, -math.inf)
+        scores = (turned(query, times) @ turned(key, times).T / math.sqrt(head_dim)).masked_fill(~visible, -math.inf)
         outputs.append(torch.softmax(scores, dim=-1) @ value)
     return torch.cat(outputs, dim=-1) @ p[f"{name}.out.weight"].T + p[f"{name}.out.bias"]
 
 
-def block(p: Parameters, name: str, x: torch.Tensor, heads: int, visible: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    x = x + attention(p, f"{name}.attention", norm(p, f"{name}.attention_norm", x, config.norm_eps), heads, visible)
+def block(
+    p: Parameters, name: str, x: torch.Tensor, heads: int, visible: torch.Tensor, config: ModelConfig, times: list[int] | None = None
+) -> torch.Tensor:
+    x = x + attention(p, f"{name}.attention", norm(p, f"{name}.attention_norm", x, config.norm_eps), heads, visible, times)
     inner = norm(p, f"{name}.mlp_norm", x, config.norm_eps) @ p[f"{name}.mlp.up.weight"].T + p[f"{name}.mlp.up.bias"]
     return x + gelu(inner, config.gelu) @ p[f"{name}.mlp.down.weight"].T + p[f"{name}.mlp.down.bias"]
 
@@ -44,6 +57,14 @@ def block(p: Parameters, name: str, x: torch.Tensor, heads: int, visible: torch.
 def frame_vector(p: Parameters, codes_Q: list[int], config: ModelConfig) -> torch.Tensor:
     vectors = [p["embed.code.weight"][code] for code in codes_Q]
     return torch.stack(vectors).sum(0) if config.embedding == "sum" else torch.cat(vectors)
+
+
+def times_of(codes_T: list[int]) -> list[int]:
+    """Frames since the last `<audio_start>` that a place has been shown, or since the document's first."""
+    times = [0]
+    for code in codes_T[:-1]:
+        times.append(0 if code == AUDIO_START else times[-1] + 1)
+    return times
 
 
 def document_logits(
@@ -56,12 +77,13 @@ def document_logits(
         before = frame_vector(p, codes_TQ[t - 1] if t else [mega[0]] * levels, config)
         if t - 1 in text:
             before = p["embed.text.weight"] @ text[t - 1] + p["embed.text.bias"]
-        inputs.append(before + p["embed.position.weight"][t])
+        inputs.append(before + p["embed.position.weight"][t] if config.positions == "learned" else before)
     x = torch.stack(inputs)
+    times = None if config.positions == "learned" else times_of([frame[0] for frame in codes_TQ])
     prefix = prefix if config.prefix_lm else 0
     visible = torch.tensor([[key <= query or key < prefix for key in range(frames)] for query in range(frames)])
     for layer in range(config.global_layers):
-        x = block(p, f"global_blocks.{layer}", x, config.num_heads, visible, config)
+        x = block(p, f"global_blocks.{layer}", x, config.num_heads, visible, config, times)
     x = norm(p, "link.norm", x, config.norm_eps)
     causal = torch.tensor([[key <= query for key in range(levels)] for query in range(levels)])
     width = config.width // levels

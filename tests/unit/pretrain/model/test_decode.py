@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_model import CONTINUOUS, PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_config
+from tiny_model import AUDIO_START, CONTINUOUS, PAPER_FORM, RELEASED_FORM, TIME_FORM, VOCABULARY, tiny_config
 
 from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch
@@ -24,6 +24,7 @@ def sequence(seed: int) -> tuple[torch.Tensor, Prompt]:
     codes, length = torch.randint(8, VOCABULARY.size, (TOTAL, 3), generator=draw), 4 + seed % 3
     places = torch.tensor([1, 2, length - 1][: 3 - seed % 2])
     codes[places] = CONTINUOUS
+    codes[3 - seed % 2] = AUDIO_START
     return codes, Prompt(codes[:length], torch.randn(len(places), 10, generator=draw), places, prefix_length=length - 1)
 
 
@@ -52,7 +53,7 @@ def cached(state: DecodeState, hidden: torch.Tensor, codes_BTQ: torch.Tensor, fi
 
 
 @pytest.mark.parametrize("prefix_lm", [False, True])
-@pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM], ids=["paper", "released"])
+@pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM, TIME_FORM], ids=["paper", "released", "time"])
 def test_cached_generation_equals_teacher_forced_logits(form, prefix_lm) -> None:
     model = MultiScaleTransformer(tiny_config(prefix_lm=prefix_lm, **form), VOCABULARY, seed=3)
     sequences = [sequence(seed) for seed in range(3)]
@@ -83,8 +84,9 @@ def test_int8_weights_give_nearly_the_same_logits_and_only_the_blocks_are_int8()
     assert 0 < error < 0.02
 
 
-def test_a_row_can_be_released_and_started_again_while_another_goes_on() -> None:
-    model = MultiScaleTransformer(tiny_config(), VOCABULARY, seed=3)
+@pytest.mark.parametrize("form", [PAPER_FORM, TIME_FORM], ids=["paper", "time"])
+def test_a_row_can_be_released_and_started_again_while_another_goes_on(form) -> None:
+    model = MultiScaleTransformer(tiny_config(**form), VOCABULARY, seed=3)
     (codes_a, prompt_a), (codes_b, prompt_b), (codes_c, prompt_c) = (sequence(seed) for seed in range(3))
     state = decoder(model, rows=2, max_frames=TOTAL)
     first_a, first_b = len(prompt_a.codes_TQ), len(prompt_b.codes_TQ)

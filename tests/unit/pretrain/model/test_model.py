@@ -1,14 +1,15 @@
 """The real model against the plain reference: logits, losses and the gradient of every parameter, in float64; causality; packing."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from reference_model import reference
-from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
+from tiny_model import PAPER_FORM, RELEASED_FORM, TIME_FORM, VOCABULARY, tiny_batch, tiny_config
 
 from uniaudio.configs.model import ModelConfig
-from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.data.batch import HIDDEN, Batch
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 MEGA = (VOCABULARY.special("<mega_global>"), VOCABULARY.special("<mega_local>"))
@@ -26,7 +27,9 @@ def build(config: ModelConfig, *, seed: int = 0, **options) -> MultiScaleTransfo
 
 
 @pytest.mark.parametrize("prefix_lm", [False, True])
-@pytest.mark.parametrize("form", [PAPER_FORM, RELEASED_FORM, {**PAPER_FORM, "gelu": "tanh"}], ids=["paper", "released", "tanh"])
+@pytest.mark.parametrize(
+    "form", [PAPER_FORM, RELEASED_FORM, {**PAPER_FORM, "gelu": "tanh"}, TIME_FORM], ids=["paper", "released", "tanh", "time"]
+)
 def test_logits_losses_and_every_gradient_equal_the_plain_reference(form, prefix_lm) -> None:
     config = tiny_config(prefix_lm=prefix_lm, **form)
     model, batch = build(config), tiny_batch(1)
@@ -43,6 +46,24 @@ def test_logits_losses_and_every_gradient_equal_the_plain_reference(form, prefix
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().max() > 0, f"{name} is never trained"
         torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_hidden_history_is_counted_and_not_shown() -> None:
+    model, batch = build(tiny_config()), tiny_batch(1)
+    mask = batch.target_mask_BTQ.clone()
+    hidden = torch.zeros_like(mask, dtype=torch.bool)
+    hidden[0, 3] = True
+    mask[hidden] = 1
+    plain = replace(batch, target_mask_BTQ=mask)
+    secret = replace(batch, target_mask_BTQ=mask.masked_fill(hidden, HIDDEN))
+    masked = replace(plain, codes_BTQ=batch.codes_BTQ.masked_fill(hidden, VOCABULARY.audio_mask))
+    assert secret.target_count == plain.target_count
+    logits, shown, without = model.logits(secret), model.logits(plain), model.logits(masked)
+    torch.testing.assert_close(logits[0, 4:], without[0, 4:])
+    torch.testing.assert_close(logits[0, :4], shown[0, :4])
+    assert not torch.allclose(logits[0, 4:7], shown[0, 4:7])
+    assert torch.equal(model(secret.as_tuple())[1], model(plain.as_tuple())[1])
+    assert torch.equal(logits[1], shown[1])
 
 
 def test_products_in_8_bits_give_nearly_the_same_gradients() -> None:
@@ -120,9 +141,10 @@ def single_documents(batch: Batch) -> list[tuple[int, int, Batch]]:
     return found
 
 
+@pytest.mark.parametrize("form", [PAPER_FORM, TIME_FORM], ids=["paper", "time"])
 @pytest.mark.parametrize("prefix_lm", [False, True])
-def test_packed_documents_equal_the_same_documents_alone(prefix_lm) -> None:
-    model, batch = build(tiny_config(prefix_lm=prefix_lm)), tiny_batch(5)
+def test_packed_documents_equal_the_same_documents_alone(prefix_lm, form) -> None:
+    model, batch = build(tiny_config(prefix_lm=prefix_lm, **form)), tiny_batch(5)
     packed, sums = model.logits(batch), model(batch.as_tuple())[0]
     alone_sums = torch.zeros_like(sums)
     for row, start, single in single_documents(batch):

@@ -8,12 +8,14 @@ from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 
-SPECIALS = ("<pad>", "<continuous_token>", "<start>", "<end>", "<mega_global>", "<mega_local>")
+SPECIALS = ("<pad>", "<continuous_token>", "<start>", "<end>", "<mega_global>", "<mega_local>", "<audio_start>", "<phone_start>")
 VOCABULARY = Vocabulary(name="tiny", reserved=8, specials=SPECIALS, mask="audio", ranges=(("audio", 8, 8, 3), ("phone", 33, 9, 1)))
 CONTINUOUS = 1
+AUDIO_START = 6
 
 PAPER_FORM = {"embedding": "sum", "link": "shared"}
 RELEASED_FORM = {"embedding": "concat", "link": "split"}
+TIME_FORM = {"positions": "time"}
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -57,6 +59,8 @@ def tiny_batch(
             if index < len(lengths):
                 prefix[row, index] = length // 2 + 1
                 tasks[row, index] = (row + index) % num_tasks
+                if length > 6:
+                    codes[row, first + 4] = AUDIO_START
                 for slot, frame in enumerate((1, 2, length - 1)):
                     text_positions[row, 3 * index + slot] = first + frame
                     codes[row, first + frame] = CONTINUOUS

@@ -1,0 +1,5 @@
+"""See interface.py."""
+
+from uniaudio.kernels.rotary.interface import rotate
+
+__all__ = ["rotate"]
