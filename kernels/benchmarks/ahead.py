@@ -36,6 +36,7 @@ from uniaudio.kernels.norm import triton_kernels as norm
 from uniaudio.kernels.optimizer import AdamW, Segments
 from uniaudio.kernels.optimizer import triton_kernels as optimizer
 from uniaudio.kernels.packed_bias import triton_kernels as packed_bias
+from uniaudio.kernels.rotary import triton_kernels as rotary
 from uniaudio.kernels.varlen_attention import backward as varlen_backward
 from uniaudio.kernels.varlen_attention import forward as varlen_forward
 from uniaudio.kernels.varlen_attention.boundaries import document_spans
@@ -136,6 +137,10 @@ def _packed_bias(heads: int, head_dim: int) -> None:
     packed_bias.bias_gradient(_bf16(64, heads, 3, head_dim))
 
 
+def _rotary(heads: int, head_dim: int) -> None:
+    rotary.turned(_bf16(64, heads, 3, head_dim), torch.zeros(64, dtype=torch.int32))
+
+
 def _embedding(concat: bool) -> None:
     codes, positions = torch.zeros(64, 3, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
     table, places = _bf16(4224, 512 if concat else 1536), _bf16(3000, 1536)
@@ -204,6 +209,8 @@ CASES: dict[str, Callable[[], None]] = {
     "bias_gelu exact 6144": lambda: _gelu(True),
     "bias_gelu tanh 6144": lambda: _gelu(False),
     "packed_bias 12 x 128": lambda: _packed_bias(12, 128),
+    "rotary 6 x 64": lambda: _rotary(6, 64),
+    "rotary 12 x 128": lambda: _rotary(12, 128),
     "frame_embedding sum": lambda: _embedding(False),
     "frame_embedding concat": lambda: _embedding(True),
     "linear_cross_entropy": _loss,
