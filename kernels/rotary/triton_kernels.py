@@ -6,7 +6,6 @@ X rows, N heads, H head width. A program turns one head of ROWS rows, so that th
 # ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from uniaudio.kernels.rotary.reference import BASE
+from uniaudio.kernels.rotary.reference import turns
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,12 @@ LAUNCH = Launch(16, 4)
 
 
 @triton.jit
-def _turn(
-    packed, positions, out, count, log2_base, SIGN: tl.constexpr, N: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr
-):
+def _turn(packed, positions, turns, out, count, SIGN: tl.constexpr, N: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     pair = tl.arange(0, P)
     inside = (row < count)[:, None] & (pair < H // 2)[None, :]
     position = tl.load(positions + row, mask=row < count, other=0).to(tl.float32)
-    angle = position[:, None] * tl.exp2(pair.to(tl.float32) * (-2.0 / H) * log2_base)[None, :]
+    angle = position[:, None] * tl.load(turns + pair, mask=pair < H // 2, other=0.0)[None, :]
     cos, sin = tl.cos(angle), tl.sin(angle) * SIGN
     first = row[:, None] * (N * 3 * H) + tl.program_id(1) * (3 * H) + pair[None, :]
     for part in tl.static_range(3):
@@ -56,8 +53,8 @@ def turned(packed_XN3H: torch.Tensor, positions_X: torch.Tensor, *, back: bool =
     out = torch.empty_like(packed_XN3H)
     if count:
         _turn[(triton.cdiv(count, launch.rows), heads)](
-            packed_XN3H, positions_X, out, count, math.log2(BASE), -1.0 if back else 1.0, heads, width, launch.rows,
-            triton.next_power_of_2(width // 2), num_warps=launch.warps,
+            packed_XN3H, positions_X, turns(width, packed_XN3H.device, torch.float32), out, count, -1.0 if back else 1.0, heads, width,
+            launch.rows, triton.next_power_of_2(width // 2), num_warps=launch.warps,
         )  # fmt: skip
     return out
 
