@@ -83,11 +83,12 @@ def load_audio(
     _check_readable(path)
     wanted = Wanted(offset, duration, channel, sample_rate, max_seconds)
     samples = _resample(*_reader(path)(path, wanted), sample_rate)
-    if not np.isfinite(samples).all():
+    least, most = samples.min(initial=0.0), samples.max(initial=0.0)  # either is NaN or infinite where a sample is
+    if not (isfinite(least) and isfinite(most)):
         raise BadAudio("nan", f"{path} holds NaN or infinite samples")
     if len(samples) < MIN_SECONDS * sample_rate:
         raise BadAudio("too_short", f"{path}: {len(samples) / sample_rate:.4f} s; at least {MIN_SECONDS} s")
-    if np.abs(samples).max() < _SILENCE:
+    if max(-least, most) < _SILENCE:
         raise BadAudio("silent", f"{path}: {_why_silent(path, offset, duration)}")
     return samples
 
@@ -200,8 +201,9 @@ def window(path: Path, frames: int, rate: int, wanted: Wanted) -> tuple[int, int
 
 def to_mono(block_SC: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
     """(S, channels) -> (S,) float32: one channel, or their mean."""
-    if channel is None:
+    if channel is None and block_SC.shape[1] > 1:
         return block_SC.mean(axis=1, dtype=np.float32)
+    channel = channel or 0
     if channel >= block_SC.shape[1]:
         raise BadAudio("missing", f"{path} has {block_SC.shape[1]} channels; asked for number {channel} (from 0)")
     return block_SC[:, channel]
@@ -225,7 +227,8 @@ def _blocks(file: soundfile.SoundFile, path: Path, start: int, count: int, chann
 
 def _resample(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> np.ndarray:
     if rate_in == rate_out:
-        return np.concatenate(list(blocks))
+        parts = list(blocks)
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
     stream = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32")
     parts = [stream.resample_chunk(block) for block in blocks]
     parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))

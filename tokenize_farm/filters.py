@@ -27,8 +27,8 @@ def check_clip(samples: np.ndarray, filters: FilterConfig, *, kind: str = "speec
         raise BadAudio("too_short", f"{seconds:.2f} s; filters.min_seconds is {filters.min_seconds:g}")
     if seconds > filters.max_seconds:
         raise BadAudio("too_long", f"{seconds:.1f} s; filters.max_seconds is {filters.max_seconds:g}")
-    level = 10 * np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-12)
-    if level < filters.min_rms_db:
+    quick = 10 * np.log10(np.einsum("i,i", samples, samples) / len(samples) + 1e-12)  # in float32: less than half of the time
+    if quick < filters.min_rms_db + 1 and (level := _level_db(samples)) < filters.min_rms_db:
         raise BadAudio("silent", f"{level:.0f} dB; filters.min_rms_db is {filters.min_rms_db:g}")
     if kind != "speech":
         return
@@ -36,6 +36,10 @@ def check_clip(samples: np.ndarray, filters: FilterConfig, *, kind: str = "speec
         raise BadAudio("noisy", f"{snr:.1f} dB; filters.min_snr_db is {filters.min_snr_db:g}")
     if filters.min_dnsmos is not None and (score := dnsmos(samples)["overall"]) < filters.min_dnsmos:
         raise BadAudio("poor", f"DNSMOS {score:.2f}; filters.min_dnsmos is {filters.min_dnsmos:g}")
+
+
+def _level_db(samples: np.ndarray) -> float:
+    return float(10 * np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-12))
 
 
 def snr_db(samples: np.ndarray) -> float:
