@@ -40,7 +40,11 @@ class FarmConfig(Section):
     output_dir: str
     tokenizers: dict[str, TokenizerConfig] = Field(..., min_length=1)
     clips_per_unit: int = Field(256, ge=1)
-    batch_seconds: float = Field(120.0, gt=0, description="audio a worker holds decoded at once: bounds its memory")
+    batch_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="audio tokenized at once: bounds a worker's memory; unless given 120 s, beside GPUs 1,200 s to fill their batches",
+    )
     held_out_fraction: float = Field(
         0.05, ge=0, lt=1, description="share of speakers (clips without one: of recordings) kept for the split valid"
     )
@@ -63,6 +67,11 @@ class FarmConfig(Section):
     )
     seed: int = Field(0, ge=0)
     experiment: str = Field("uniaudio-farm", description="MLflow experiment")
+
+    @property
+    def held_seconds(self) -> float:
+        """`batch_seconds`, or what stands for it where it is not given."""
+        return self.batch_seconds or (1_200.0 if self.gpus_per_worker else 120.0)
 
     @field_validator("part")
     @classmethod

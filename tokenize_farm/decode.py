@@ -55,7 +55,7 @@ class Decoder:
                 if place in poison:
                     raise BadAudio("poison", "every worker that touched it died; see the farm's log")
                 for clip in self._clips(row, clock):
-                    if batch and held + len(clip.samples) > self._config.batch_seconds * SAMPLE_RATE:
+                    if batch and held + len(clip.samples) > self._config.held_seconds * SAMPLE_RATE:
                         yield batch
                         batch, held = [], 0
                     batch.append(clip)

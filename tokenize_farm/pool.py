@@ -17,7 +17,8 @@ from uniaudio.errors import Unavailable, UserError
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # without a decoding stage nothing but lines and sidecars crosses it
 _START_TRIES = 3
-_CALLS_AHEAD = 2  # on a worker: one computes, the other publishes
+_CALLS_AHEAD = 2  # on a worker: one computes, the other publishes; one more waits decoded where there is a stage for it
+_DEATHS_AT_START = 5  # of workers, one after another, while none runs
 
 
 class Pool:
@@ -40,8 +41,9 @@ class Pool:
         wanted = config.workers or int((cores - self.decoders) / config.cpus_per_worker)
         self.most = max(1, min(jobs, wanted, room) if self.decoders else min(jobs, wanted))
         needs = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        self._kind = ray.remote(kind).options(**needs, max_restarts=0, max_concurrency=_CALLS_AHEAD + 1)
-        self.restarts = 0
+        self._kind = ray.remote(kind).options(**needs, max_restarts=0, max_concurrency=_CALLS_AHEAD + 2)
+        self._calls_ahead = _CALLS_AHEAD + bool(self.decoders)
+        self.restarts = self._deaths_at_start = 0
         self._starting: dict[Any, Any] = {}  # reference of `ready` -> actor
         self._calls: dict[Any, int] = {}  # running actor -> calls in flight
         self._names: dict[Any, str] = {}  # of every actor that came up: where it runs
@@ -68,7 +70,7 @@ class Pool:
         """Takes an actor into work.
 
         Raises:
-            UserError: it could not be made (a missing file, another version of a tokenizer).
+            UserError: it could not be made (a missing file, another version of a tokenizer, no such device), or one after another dies.
         """
         actor = self._starting.pop(reference)
         try:
@@ -77,8 +79,14 @@ class Pool:
             if getattr(error, "actor_init_failed", False):
                 raise UserError("a worker could not start", seen=str(error).strip().splitlines()[-1]) from error
             self.restarts += 1  # its node went while it started
+            self._deaths_at_start += 1
+            if self._deaths_at_start >= _DEATHS_AT_START and not self._calls:
+                remedy = "look for the reason in Ray's logs: too little memory for the models of so many workers, or a library that crashes"
+                raise UserError(f"{_DEATHS_AT_START} workers died while they started", seen=str(error).strip(), remedy=remedy) from error
             return
-        self._calls[actor] = 0
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+        self._calls[actor] = self._deaths_at_start = 0
 
     def name(self, actor: Any) -> str:
         """Host and process of an actor that came up."""
@@ -88,7 +96,7 @@ class Pool:
         """The actor with the fewest calls that may take one more; with `alone`, one that has none."""
         open_to_work = [actor for actor in self._calls if actor not in self._alone]
         actor = min(open_to_work, key=self._calls.__getitem__, default=None)
-        return actor if actor is not None and self._calls[actor] < (1 if alone else _CALLS_AHEAD) else None
+        return actor if actor is not None and self._calls[actor] < (1 if alone else self._calls_ahead) else None
 
     def took(self, actor: Any, *, alone: bool) -> None:
         """Counts a call."""

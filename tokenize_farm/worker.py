@@ -7,8 +7,11 @@ ends the run, so that no bug can pass for bad data.
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
@@ -18,7 +21,7 @@ from uniaudio.tokenize_farm.decode import Decoder, Drops
 from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.schema import TokenizedClip, base_view
 from uniaudio.tokenize_farm.simulate.simulator import Simulator
-from uniaudio.tokenize_farm.tokenizers.protocol import Clip, Tokenizer, make_tokenizer
+from uniaudio.tokenize_farm.tokenizers.protocol import AheadTokenizer, Clip, Tokenizer, make_tokenizer
 from uniaudio.tokenize_farm.units import WorkUnit, clip_key
 
 _META_KEYS = ("speaker", "language", "text", "caption", "instruction", "source", "licence")
@@ -70,7 +73,7 @@ def decode_unit(config: FarmConfig, unit: WorkUnit) -> DecodedUnit:
 class UnitWorker:
     """Turns work units into shards; models are loaded once.
 
-    Two calls of `run` may overlap: one at a time computes, while the other waits for the disk or the network.
+    Calls of `run` may overlap: one at a time computes, while the others wait for their device, the disk or the network.
     """
 
     def __init__(self, config: FarmConfig, versions: dict[str, str]) -> None:
@@ -88,7 +91,10 @@ class UnitWorker:
             )
 
     def ready(self) -> str:
-        """Host and process; returns once the worker runs."""
+        """Host and process; returns once the worker runs, what has a device loaded."""
+        for tokenizer in self._tokenizers.values():
+            if isinstance(tokenizer, AheadTokenizer):
+                tokenizer.load()
         return f"{socket.gethostname()} pid {os.getpid()}"
 
     def run_many(self, units: Sequence[WorkUnit]) -> list[UnitResult]:
@@ -108,8 +114,10 @@ class UnitWorker:
         with self._computing:
             batches: Iterable[list[Clip]]
             batches = decoded.batches if decoded else self._decoder.batches(unit.rows, unit.folder, drops, clock, poison=unit.poison)
-            clips = [clip for batch in batches for clip in self._tokenize(batch, unit.split, clock)]
-        extra = {"fingerprint": unit.fingerprint, "rows": len(unit.rows), "dropped_details": drops.details}
+            clips, pending = self._tokenize(batches, unit.split, clock)
+        for wait in pending:  # the next unit is begun meanwhile; the device's time is in its steps, as these wait for room
+            wait()
+        extra = {"fingerprint": unit.fingerprint, "rows": len(unit.lines), "dropped_details": drops.details}
         with clock.step("write"):
             sidecar = self._output.write(unit.split, unit.number, clips, tokenizers=self._versions, dropped=drops.ids, extra=extra)
         return UnitResult(unit.name, sidecar, clock.seconds | (decoded.seconds_by_step if decoded else {}))
@@ -117,28 +125,44 @@ class UnitWorker:
     def probe(self, unit: WorkUnit, begin: int, end: int) -> None:
         """Decodes and tokenizes rows [begin, end) and publishes nothing: does one of them kill the worker?"""
         with self._computing:
-            for batch in self._decoder.batches(unit.rows[begin:end], unit.folder, Drops(), Clock()):
-                self._tokenize(batch, unit.split, Clock())
+            batches = self._decoder.batches(unit.rows[begin:end], unit.folder, Drops(), Clock())
+            for wait in self._tokenize(batches, unit.split, Clock())[1]:
+                wait()
 
-    def _tokenize(self, batch: list[Clip], split: str, clock: Clock) -> list[TokenizedClip]:
+    def _tokenize(self, batches: Iterable[list[Clip]], split: str, clock: Clock) -> tuple[list[TokenizedClip], list[Callable[[], None]]]:
+        """The clips, and calls after which they have all their arrays."""
+        clips: list[TokenizedClip] = []
+        pending: list[Callable[[], None]] = []
+        for batch in batches:
+            clips += self._tokenize_batch(batch, split, clock, pending)
+        return clips, pending
+
+    def _tokenize_batch(self, batch: list[Clip], split: str, clock: Clock, pending: list[Callable[[], None]]) -> list[TokenizedClip]:
         made = [TokenizedClip(clip_key(clip.row), clip_meta(clip)) for clip in batch]
+
+        def encode(view: str, tokenizer: Tokenizer, clips: list[Clip], into: list[TokenizedClip]) -> None:
+            with clock.step(f"{view}:{tokenizer.name}"):
+                if isinstance(tokenizer, AheadTokenizer):
+                    pending.append(partial(_put, view, tokenizer.begin(clips), into))
+                else:
+                    _put(view, partial(tokenizer.encode, clips), into)
+
         for view, tokenizer in self._tokenizers.items():
-            self._encode(view, tokenizer, batch, made, clock)
+            encode(view, tokenizer, batch, made)
         with clock.step("simulate"):
             variants = [self._simulator.variants(clip, split) for clip in batch]
         for view in self._simulator.views:
             having = [i for i, its in enumerate(variants) if view in its]
             clips = [variants[i][view] for i in having]
-            self._encode(view, self._tokenizers[base_view(view)], clips, [made[i] for i in having], clock)
+            encode(view, self._tokenizers[base_view(view)], clips, [made[i] for i in having])
         return made
 
-    def _encode(self, view: str, tokenizer: Tokenizer, clips: list[Clip], made: list[TokenizedClip], clock: Clock) -> None:
-        """Writes the arrays of one view into `made`, which stands beside `clips`."""
-        with clock.step(f"{view}:{tokenizer.name}"):
-            arrays = tokenizer.encode(clips)
-        for clip, array in zip(made, arrays, strict=True):
-            if array is not None:
-                clip.views[view] = array
+
+def _put(view: str, arrays: Callable[[], Sequence[np.ndarray | None]], into: Sequence[TokenizedClip]) -> None:
+    """Writes the arrays of one view into the clips that they are of."""
+    for clip, array in zip(into, arrays(), strict=True):
+        if array is not None:
+            clip.views[view] = array
 
 
 def clip_meta(clip: Clip) -> dict[str, object]:

@@ -111,7 +111,7 @@ class Decoder(nn.Module):
 def _masks(mask_BT: Tensor | None, ratio: int) -> tuple[Tensor | None, Tensor | None]:
     if mask_BT is None:
         return None, None
-    return mask_BT.repeat_interleave(ratio, dim=1)[..., None], mask_BT[..., None]
+    return mask_BT[..., None].expand(-1, -1, ratio).flatten(1)[..., None], mask_BT[..., None]
 
 
 def _features(spectra_BNF: Tensor) -> Tensor:
@@ -169,8 +169,15 @@ class UniversalCodec(nn.Module):
             UserError: no samples, NaN or infinite samples, or more levels than the codec has.
         """
         levels = self._check(samples_BS, num_codebooks)
-        samples, mask_BT = self._whole_frames(samples_BS.float(), lengths)
-        codes = [self._encode_piece(*piece, levels) for piece in self._pieces(samples, mask_BT)]
+        return self.encode_frames(*self._whole_frames(samples_BS.float(), lengths), levels)
+
+    @torch.inference_mode()
+    def encode_frames(self, samples_BS: Tensor, mask_BT: Tensor | None, num_codebooks: int) -> Tensor:
+        """`encode` of whole frames on the codec's device: checks nothing and waits for nothing.
+
+        S is a multiple of hop, samples are finite and 0 beyond each clip's end; `mask_BT` bool: frames that count, None where all do.
+        """
+        codes = [self._encode_piece(*piece, num_codebooks) for piece in self._pieces(samples_BS, mask_BT)]
         result = codes[0] if len(codes) == 1 else torch.cat(codes, 1)
         return result if mask_BT is None else result * mask_BT[..., None]
 
@@ -203,10 +210,15 @@ class UniversalCodec(nn.Module):
         """Samples of the frames `start` to `stop` of codes that hold their neighbourhood; the same checks as `decode`."""
         return self._decode_piece(self._check_codes(codes_BTQ), None, start, stop)
 
-    def _check(self, samples_BS: Tensor, num_codebooks: int | None) -> int:
+    def check_levels(self, num_codebooks: int | None) -> int:
+        """How many levels that means; UserError for more than the codec has."""
         levels = self.config.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= levels <= self.config.num_codebooks:
             raise UserError("number of codec levels", seen=levels, allowed=f"1..{self.config.num_codebooks}")
+        return levels
+
+    def _check(self, samples_BS: Tensor, num_codebooks: int | None) -> int:
+        levels = self.check_levels(num_codebooks)
         if samples_BS.dim() != 2 or samples_BS.shape[1] == 0 or samples_BS.shape[0] == 0:
             raise UserError("samples must be (clips, samples), at least one of each", seen=tuple(samples_BS.shape))
         return levels
@@ -254,9 +266,14 @@ class UniversalCodec(nn.Module):
 
 
 def _finite(samples: Tensor) -> Tensor:
-    if not bool(torch.isfinite(samples).all()):
-        raise UserError("samples must be finite", seen="NaN or infinity", remedy="repair or drop the recording")
+    refuse_unless_finite(torch.isfinite(samples).all())
     return samples
+
+
+def refuse_unless_finite(all_finite: Tensor) -> None:
+    """Raises UserError where `all_finite`, one bool, is False; waits for its device."""
+    if not bool(all_finite):
+        raise UserError("samples must be finite", seen="NaN or infinity", remedy="repair or drop the recording")
 
 
 def _spans(frames: int, reach: tuple[int, int]) -> list[tuple[int, int, int, int]]:

@@ -1,6 +1,7 @@
 """View `audio` by the project's universal codec: (T, Q) uint16, and back to samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from pydantic import Field
 from uniaudio.configs.load import validate
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.tokenizers.protocol import Clip
 from uniaudio.tokenize_farm.tokenizers.resources import digest, pick_device, require
 
 if TYPE_CHECKING:
+    from uniaudio.tokenize_farm.codec.batches import BatchEncoder
     from uniaudio.tokenize_farm.codec.model import UniversalCodec
 
 
@@ -40,31 +43,37 @@ class CodecTokenizer:
         if not self._weights.is_file():
             raise UserError("tokenizer codec: no codec weights", seen=self._weights, remedy="train them: uniaudio codec train CODEC.yaml")
         self.version = digest(self._weights, str(self.options.num_codebooks))
-        self._codec: UniversalCodec | None = None
 
-    def _load(self) -> "UniversalCodec":
-        if self._codec is None:
-            from uniaudio.tokenize_farm.codec.weights import load_codec
+    @cached_property
+    def _codec(self) -> "UniversalCodec":
+        from uniaudio.tokenize_farm.codec.weights import load_codec
 
-            self._codec = load_codec(self._weights, device=pick_device(self.options.device))
-        return self._codec
+        return load_codec(self._weights, device=pick_device(self.options.device))
+
+    @cached_property
+    def _encoder(self) -> "BatchEncoder":
+        from uniaudio.tokenize_farm.codec.batches import BatchEncoder
+
+        return BatchEncoder(self._codec, self.options.num_codebooks)
+
+    def load(self) -> None:
+        """Loads the codec and encodes a second, so that on a GPU nothing is left to start up."""
+        self.encode([Clip(ManifestRow(id="start", audio_filepath="none"), np.zeros(16_000, np.float32))])
 
     def encode(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:
         """(T, Q) uint16 for every clip, T = ceil(S / 320)."""
-        import torch
+        return self.begin(clips)()
 
-        codec = self._load()
-        device = next(codec.parameters()).device
-        hop = codec.config.hop
-        codes: list[np.ndarray | None] = [None] * len(clips)
-        for batch in self._batches([len(clip.samples) for clip in clips], device.type):
-            lengths = torch.tensor([len(clips[i].samples) for i in batch], device=device)
-            samples = torch.zeros(len(batch), int(lengths.max()), device=device)
-            for row, i in enumerate(batch):
-                samples[row, : len(clips[i].samples)] = torch.from_numpy(clips[i].samples)
-            encoded = codec.encode(samples, lengths if len(batch) > 1 else None, self.options.num_codebooks).cpu().numpy()
-            for row, i in enumerate(batch):
-                codes[i] = encoded[row, : -(-len(clips[i].samples) // hop)].astype(np.uint16)
+    def begin(self, clips: Sequence[Clip]) -> Callable[[], list[np.ndarray | None]]:
+        """Starts what `encode` does; what is returned waits for the codes. A GPU works meanwhile, a CPU is done before."""
+        encoder, count = self._encoder, len(clips)
+        batches = self._batches([len(clip.samples) for clip in clips], encoder.device.type)
+        begun = [(batch, encoder.begin([clips[i].samples for i in batch])) for batch in batches]
+
+        def codes() -> list[np.ndarray | None]:
+            by_clip = {i: array for batch, pending in begun for i, array in zip(batch, pending.codes(), strict=True)}
+            return [by_clip[i] for i in range(count)]
+
         return codes
 
     def _batches(self, lengths: list[int], device_type: str) -> list[list[int]]:
@@ -83,11 +92,10 @@ class CodecTokenizer:
     @property
     def context_frames(self) -> int:
         """Frames on each side that a frame's samples can depend on: what decoding piece by piece needs."""
-        return max(self._load().reach)
+        return max(self._codec.reach)
 
     def decode(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes of the first Q levels (any Q up to the codec's) -> float32 samples (T * 320,)."""
         import torch
 
-        codec = self._load()
-        return codec.decode(torch.from_numpy(codes_TQ.astype(np.int64))[None]).clamp(-1, 1)[0].cpu().numpy()
+        return self._codec.decode(torch.from_numpy(codes_TQ.astype(np.int64))[None]).clamp(-1, 1)[0].cpu().numpy()

@@ -5,7 +5,7 @@ packages and works out its version, so that the driver finds every fault before 
 `encode`. Arrays have the dtype and shape of `schema.VIEWS`; frame views have `num_frames(samples)` rows, one each 20 ms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, runtime_checkable
@@ -53,6 +53,19 @@ class Tokenizer(Protocol):
 
         A clip's array does not depend on the other clips of the call.
         """
+        ...
+
+
+@runtime_checkable
+class AheadTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose device works while the host goes on."""
+
+    def load(self) -> None:
+        """Loads what the first `encode` would load, so that a worker is ready when it says so."""
+        ...
+
+    def begin(self, clips: Sequence[Clip]) -> Callable[[], list[np.ndarray | None]]:
+        """Starts what `encode` does; what is returned waits for the arrays, in any thread. One thread at a time begins."""
         ...
 
 

@@ -69,3 +69,46 @@ def test_no_core_for_decoding_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pool, "_connect", lambda config, jobs: (1, 1))
     with pytest.raises(UserError, match=r"no core is left to decode.*1 cores, decode_workers 1.*decode_workers=0"):
         pool.Pool(make_config(decode_workers=1), {}, jobs=1, kind=object)
+
+
+def starting_pool(monkeypatch: pytest.MonkeyPatch, error: Exception) -> pool.Pool:
+    """A pool whose actors never come up: `error` is what Ray says of each."""
+    monkeypatch.setattr(pool, "_connect", lambda config, jobs: (1, 0))
+    monkeypatch.setattr(pool.Pool, "grow", lambda self, wanted: None)
+
+    def get(reference: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pool.ray, "get", get)
+    made = pool.Pool(make_config(), {}, jobs=1, kind=object)
+    made._starting = {number: f"actor {number}" for number in range(9)}
+    return made
+
+
+def test_what_a_worker_cannot_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = UserError("this machine has no CUDA device", seen="cuda", allowed="auto, cpu")
+    workers = starting_pool(monkeypatch, pool.ray.exceptions.RayTaskError("ready", "a trace", fault))
+    with pytest.raises(UserError, match="no CUDA device"):
+        workers.came_up(0)
+
+
+def test_workers_that_die_one_after_another_while_they_start_end_the_farm(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = starting_pool(monkeypatch, pool.ray.exceptions.RayActorError(error_msg="out of memory"))
+    for number in range(4):
+        workers.came_up(number)  # nodes may go while workers start
+    with pytest.raises(UserError, match=r"5 workers died while they started.*out of memory.*Ray's logs"):
+        workers.came_up(4)
+    assert workers.restarts == 5
+
+
+@pytest.mark.parametrize(("fields", "calls"), [({}, 2), ({"decode_workers": 1}, 3)])
+def test_a_worker_that_is_decoded_for_has_one_more_unit_waiting(fields: dict, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_connect", lambda config, jobs: (4, pool.decoders(config, 4)))
+    monkeypatch.setattr(pool.Pool, "grow", lambda self, wanted: None)
+    workers = pool.Pool(make_config(**fields), {}, jobs=1, kind=object)
+    workers._calls = {"actor": 0}
+    taken = 0
+    while (actor := workers.free()) is not None:
+        workers.took(actor, alone=False)
+        taken += 1
+    assert taken == calls

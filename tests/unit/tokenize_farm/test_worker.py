@@ -3,6 +3,9 @@
 import json
 import pickle
 import resource
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from uniaudio.tokenize_farm.index import ShardPaths
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 from uniaudio.tokenize_farm.summary import total
+from uniaudio.tokenize_farm.tokenizers.protocol import Clip, num_frames
 from uniaudio.tokenize_farm.units import Plan, WorkUnit
 from uniaudio.tokenize_farm.worker import UnitWorker, decode_unit, make_tokenizers, tokenizer_versions
 
@@ -164,3 +168,53 @@ def test_trying_some_rows_publishes_nothing(tmp_path: Path) -> None:
     worker, units = make_worker(make_config(write_bad_corpus(tmp_path), tmp_path / "out"))
     worker.probe(units[0], 0, 4)
     assert not (tmp_path / "out").exists()
+
+
+class LateTokenizer:
+    """As one on a GPU: `begin` returns at once, the arrays of a call come when the next one has begun."""
+
+    name, view, version = "late", "midi", "1"
+
+    def __init__(self) -> None:
+        self.loaded, self.begun = 0, [threading.Event() for _ in range(3)]
+        self.calls = 0
+
+    def load(self) -> None:
+        self.loaded += 1
+
+    def encode(self, clips: list[Clip]) -> list[np.ndarray | None]:
+        return self.begin(clips)()
+
+    def begin(self, clips: list[Clip]) -> Callable[[], list[np.ndarray | None]]:
+        number, frames = self.calls, [num_frames(clip.samples) for clip in clips]
+        self.calls += 1
+        self.begun[number].set()
+
+        def arrays() -> list[np.ndarray | None]:
+            assert number == 1 or self.begun[number + 1].wait(30)
+            return [np.full(rows, number, np.uint16) for rows in frames]
+
+        return arrays
+
+
+def test_the_next_unit_is_begun_while_the_arrays_of_one_are_awaited(tmp_path: Path) -> None:
+    config = make_config(write_bad_corpus(tmp_path), tmp_path / "out", clips_per_unit=2)
+    worker, units = make_worker(config)
+    late = LateTokenizer()
+    worker._tokenizers = {"midi": late}
+    assert "pid" in worker.ready() and late.loaded == 1
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(worker.run, units[0])
+        assert late.begun[0].wait(30)
+        results = [first.result() if i == 0 else worker.run(units[i]) for i in (1, 0)]
+    assert [result.sidecar["clips"] for result in results] == [1, 2]
+    for number in range(2):
+        with ShardReader(tmp_path / "out" / f"train-{number:06d}.tar") as reader:
+            assert (reader.view(0, "midi") == number).all()
+
+
+def test_a_gpu_gets_more_audio_at_once(tmp_path: Path) -> None:
+    configs = [
+        make_config(tmp_path, tmp_path, **fields) for fields in ({}, {"gpus_per_worker": 0.5}, {"batch_seconds": 7, "gpus_per_worker": 1})
+    ]
+    assert [config.held_seconds for config in configs] == [120, 1_200, 7]
