@@ -8,14 +8,22 @@ import itertools
 import math
 from dataclasses import asdict, dataclass
 
-from uniaudio.configs.flops import PEAK_FLOPS, adapter_shapes, flops_per_frame, layer_flops, parameter_shapes, trained_count
+from uniaudio.configs.flops import (
+    PEAK_FLOPS,
+    adapter_shapes,
+    flops_per_frame,
+    layer_flops,
+    parameter_shapes,
+    rank_count,
+    trained_count,
+    whole_count,
+)
 from uniaudio.configs.model import ModelConfig
-from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
 from uniaudio.configs.vocabulary import load_table
 
-_ROWS_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this x tensor-parallel size
+_ROWS_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -48,22 +56,22 @@ def vocabulary_size(model: ModelConfig) -> int:
     return table.reserved + sum(entries * levels for _, _, entries, levels in ranges) + (table.audio_mask == "audio")
 
 
-def padded_vocabulary_size(model: ModelConfig, parallel: ParallelConfig) -> int:
+def padded_vocabulary_size(model: ModelConfig) -> int:
     """Rows that are held and multiplied."""
-    multiple = _ROWS_MULTIPLE * parallel.tensor_parallel_size
-    return -(-vocabulary_size(model) // multiple) * multiple
+    return -(-vocabulary_size(model) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
 
 def memory_gb(run: RunConfig) -> MemoryGB:
-    """One GPU's share. Of a pipeline: an even share of the layers (the stage bounds follow the operations, so it is near that).
+    """One GPU's share. Of a pipeline: an even share of the layers (the stage bounds follow the operations, so it is near that). Of tensor
+    parallelism: its part of the global blocks, and all of the rest.
 
     States of a parameter: fp32 4 bytes of weight, 4 of gradient, 8 of Adam's moments; bf16 2, 2 and 12 (moments and the fp32 master copy);
     frozen: the weight alone. ZeRO cuts them over the data-parallel ranks: 1 the optimizer's, 2 the gradients too, 3 the weights too.
     bf16 under ZeRO-1 adds fp32 gradients of the whole share and what a rank receives of them, but in one process with one micro-batch.
     """
     parallel = run.parallel
-    counts = trained_count(run, padded_vocabulary_size(run.model, parallel))
-    share, frozen = (count / (parallel.tensor_parallel_size * parallel.pipeline_parallel_size) / 1e9 for count in counts)
+    counts = rank_count(run, padded_vocabulary_size(run.model))
+    share, frozen = (count / parallel.pipeline_parallel_size / 1e9 for count in counts)
     weights, gradients, optimizer = (2.0, 2.0, 12.0) if run.train.precision == "bf16" else (4.0, 4.0, 8.0)
     data = parallel.data_parallel_size
     alone = run.optim.gradient_accumulation == data == parallel.pipeline_parallel_size == 1
@@ -79,23 +87,26 @@ def _activations_gb(run: RunConfig) -> float:
     A block keeps, for each of its tokens (a frame in the global stack, a code in the local one): its input, both norms' outputs, q, k, v,
     the attention's output, the sum behind it, and the MLP's inner values before and behind the activation. With `recompute: selective`
     those behind it are not kept; with `full` only the block's input, and all of the one block that is being computed again. Logits are
-    never whole, so the head adds little.
+    never whole, so the head adds little. A tensor-parallel rank has its own frames of all that; in the global stack all frames of both
+    norms' outputs, and of its part of what lies between the products.
     """
     model, parallel = run.model, run.parallel
     size = 2 if run.train.precision == "bf16" else 4
     tensor, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    whole = size * (4 * model.width + (4 * model.width + 2 * model.ffn_width) / tensor)
-    kept = {"none": whole, "selective": whole - size * model.ffn_width / tensor, "full": size * model.width}[parallel.recompute]
-    frames = run.data.rows_per_micro_batch * run.data.frames_per_row
-    tokens = frames * (model.steps_per_frame * model.global_layers + model.num_codebooks * model.local_layers) / stages
+    block = size * (8 * model.width + 2 * model.ffn_width)
+    saved = {"none": 0, "selective": size * model.ffn_width, "full": block - size * model.width}[parallel.recompute]
+    gathered = size * 2 * model.width * (tensor - 1) if parallel.recompute != "full" else 0
+    frames = run.data.rows_per_micro_batch * run.data.frames_per_row / tensor
+    of_global = model.steps_per_frame * model.global_layers * (block - saved + gathered)
+    of_local = model.num_codebooks * model.local_layers * (block - saved)
     held = min(stages, run.optim.gradient_accumulation)
-    again = frames * model.num_codebooks * whole if parallel.recompute == "full" else 0.0
-    return (tokens * held * kept + again) / 1e9
+    again = model.num_codebooks * block if parallel.recompute == "full" else 0.0
+    return frames * ((of_global + of_local) / stages * held + again) / 1e9
 
 
 def seconds_per_step(run: RunConfig, *, gpu: str, mfu: float) -> float:
     """Time of an optimizer step on GPUs of that name, at this share of their peak (1: all of it)."""
-    rows = padded_vocabulary_size(run.model, run.parallel)
+    rows = padded_vocabulary_size(run.model)
     operations = run.frames_per_step * frame_flops(run, rows)
     return operations / (run.parallel.world_size * PEAK_FLOPS[gpu] * mfu)
 
@@ -145,11 +156,28 @@ def bubble_share(run: RunConfig) -> float:
     stages = run.parallel.pipeline_parallel_size
     if stages == 1:
         return 0.0
-    costs = layer_flops(run.model, run.data.frames_per_row, padded_vocabulary_size(run.model, run.parallel))
+    costs = layer_flops(run.model, run.data.frames_per_row, padded_vocabulary_size(run.model))
     bounds = stage_bounds(run, vocabulary_size(run.model))
     slowest = max(sum(costs[start:stop]) for start, stop in itertools.pairwise(bounds))
     micro_batches = run.optim.gradient_accumulation
     return 1 - sum(costs) * micro_batches / (stages * slowest * (micro_batches + stages - 1))
+
+
+def _tensor_parallel_bytes(run: RunConfig, rows: int) -> float:
+    """What a rank sends to the others of its tensor-parallel group in a step.
+
+    (size - 1) / size of all tokens, four times a global block and pass; and gradients of what is whole on every rank: in fp32 once a step
+    under ZeRO-1 (scattered before the data-parallel ranks exchange them and gathered behind it, as are the bf16 weights), by micro-batch
+    under ZeRO-2 and 3.
+    """
+    parallel, model = run.parallel, run.model
+    size, stages, data = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
+    tokens = run.frames_per_step / data * model.steps_per_frame * model.global_layers / stages
+    crossings = 12 if parallel.recompute == "full" else 8
+    of_whole = 4 * run.optim.gradient_accumulation
+    if parallel.zero_stage == 1:
+        of_whole = 4 + 4 / data + (2 if data > 1 else 0)
+    return (crossings * tokens * model.width * 2 + of_whole * whole_count(run, rows) / stages) * (size - 1) / size
 
 
 def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSeconds:
@@ -159,12 +187,12 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
     again = {"none": 1.0, "selective": 1.01, "full": 4 / 3}[parallel.recompute]
     compute = seconds_per_step(run, gpu=gpu, mfu=_REACHED) * again
     bubble = bubble_share(run)
-    tokens = run.frames_per_step / data * (model.global_layers + model.num_codebooks * model.local_layers) / stages
-    crossings = (6 if parallel.recompute == "full" else 4) if tensor > 1 else 0  # all-reduces of a block: two forward, two backward
-    moved = crossings * tokens * model.width * 2 * 2 * (tensor - 1) / tensor
-    parameters = trained_count(run, padded_vocabulary_size(model, parallel))[0] / (tensor * stages)
+    rows = padded_vocabulary_size(model)
+    moved = _tensor_parallel_bytes(run, rows)
+    parameters = rank_count(run, rows)[0] / stages
     inside = parallel.world_size <= gpus_per_node
-    exchanged = parameters * (4 + 2) * (data - 1) / data  # fp32 gradients scattered, bf16 weights gathered
+    carried = trained_count(run, rows)[0] / (tensor * stages) if parallel.zero_stage == 1 else parameters
+    exchanged = carried * (4 + 2) * (data - 1) / data  # fp32 gradients scattered, bf16 weights gathered
     owned = parameters / (data if parallel.zero_stage else 1)
     return StepSeconds(
         compute,

@@ -96,9 +96,39 @@ def adapter_shapes(finetune: FinetuneConfig, shapes: dict[str, tuple[int, ...]])
     return adapters
 
 
+# Parameters of a global block that tensor parallelism cuts; all others are whole on every rank (`pretrain.parallel.tensor`).
+_CUT = ("attention.qkv.weight", "attention.qkv.bias", "attention.out.weight", "mlp.up.weight", "mlp.up.bias", "mlp.down.weight")
+
+
+def is_cut(name: str) -> bool:
+    """Whether tensor parallelism cuts the parameter of this canonical name."""
+    return name.startswith("global_blocks.") and name.endswith(_CUT)
+
+
 def trained_count(run: RunConfig, vocabulary_size: int) -> tuple[int, int]:
     """(parameters that change, parameters that are frozen) of a run, adapters included."""
+    whole, cut = _counts(run, vocabulary_size)
+    return whole[0] + cut[0], whole[1] + cut[1]
+
+
+def rank_count(run: RunConfig, vocabulary_size: int) -> tuple[float, float]:
+    """The same of one tensor-parallel rank."""
+    whole, cut = _counts(run, vocabulary_size)
+    size = run.parallel.tensor_parallel_size
+    return whole[0] + cut[0] / size, whole[1] + cut[1] / size
+
+
+def whole_count(run: RunConfig, vocabulary_size: int) -> int:
+    """Parameters that change and that every tensor-parallel rank has whole."""
+    return _counts(run, vocabulary_size)[0][0]
+
+
+def _counts(run: RunConfig, vocabulary_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(trained, frozen) of what tensor parallelism leaves whole, and of what it cuts."""
     shapes = parameter_shapes(run.model, vocabulary_size)
     shapes |= adapter_shapes(run.finetune, shapes)
-    trained = sum(math.prod(shape) for name, shape in shapes.items() if run.finetune.trains(name))
-    return trained, sum(map(math.prod, shapes.values())) - trained
+
+    def count(cut: bool, trained: bool) -> int:
+        return sum(math.prod(shape) for name, shape in shapes.items() if (is_cut(name), run.finetune.trains(name)) == (cut, trained))
+
+    return (count(False, True), count(False, False)), (count(True, True), count(True, False))

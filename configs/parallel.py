@@ -1,8 +1,8 @@
 """How the model and the batch are spread over processes."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uniaudio.configs.section import Section
 
@@ -22,14 +22,16 @@ class ParallelConfig(Section):
         description="in the backward pass: selective computes the MLP's activation again (a quarter of the memory for about 1 % of the "
         "time), full the whole block from its input",
     )
-    sequence_parallel: bool = Field(
-        False,
-        description="under tensor parallelism: each rank holds its part of the tokens between the products, so norms are not repeated",
-    )
     stage_bounds: tuple[int, ...] | None = Field(
         None,
         description="pipeline: the first layer of each stage, and the number of layers; from the operations of each layer unless given",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired_keys(cls, values: Any) -> Any:
+        """`sequence_parallel` was a choice, and stands in the configs of checkpoints; now tensor parallelism always cuts the frames."""
+        return {key: value for key, value in values.items() if key != "sequence_parallel"} if isinstance(values, dict) else values
 
     @property
     def world_size(self) -> int:

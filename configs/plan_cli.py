@@ -67,7 +67,7 @@ def _parts(parts: dict[str, float], form: str) -> str:
 def predict(run: RunConfig, gpu: str, gpus_per_node: int, price: float | None) -> dict:
     """The numbers of a plan, by name; seconds, GB (1e9 bytes), hours."""
     memory, step = memory_gb(run), step_seconds(run, gpu=gpu, gpus_per_node=gpus_per_node)
-    rows = padded_vocabulary_size(run.model, run.parallel)
+    rows = padded_vocabulary_size(run.model)
     speed = run.frames_per_step / step.total
     hours = run.train.steps * step.total / 3600
     trained, frozen = trained_count(run, rows)

@@ -102,15 +102,9 @@ def _check_tensor_parallel(run: RunConfig) -> None:
     model, parallel = run.model, run.parallel
     tensor = parallel.tensor_parallel_size
     _must_divide("parallel.tensor_parallel_size", tensor, "model.num_heads", model.num_heads)
-    _must_divide("parallel.tensor_parallel_size", tensor, "model.local_num_heads", model.local_heads)
     _must_divide("parallel.tensor_parallel_size", tensor, "model.ffn_width", model.ffn_width)
-    tokens = run.data.rows_per_micro_batch * run.data.frames_per_row
-    if parallel.sequence_parallel and (tensor == 1 or tokens % tensor):
-        raise UserError(
-            "parallel.sequence_parallel cuts the frames of a micro-batch over the tensor-parallel ranks",
-            seen=f"{tokens} frames, parallel.tensor_parallel_size {tensor}",
-            allowed="2 or more ranks, and a multiple of them",
-        )
+    frames = run.data.rows_per_micro_batch * run.data.frames_per_row
+    _must_divide("parallel.tensor_parallel_size", tensor, "the frames of a micro-batch", frames)
 
 
 def _check_pipeline(run: RunConfig) -> None:

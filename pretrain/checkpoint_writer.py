@@ -5,6 +5,7 @@ Each data-parallel rank writes its share of the parameters, in several files at 
 `save` waits for the first. A folder without a manifest is no checkpoint, so a kill at any moment leaves the ones before whole.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain.checkpoint import MANIFEST, Identity, folder_of, make_manifest, manifest_bytes, published
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.parallel.named_state import MOMENTS, Slot
+from uniaudio.pretrain.parallel.tensor import TensorParallel
 from uniaudio.pretrain.tensor_file import TensorFileWriter
 
 FILES_OF_A_RANK = 4  # of each kind: hashing bounds one file, so several are written at once
@@ -50,7 +52,7 @@ class CheckpointWriter:
         self._keep, self._keep_every = keep, keep_every
         layout = engine.layout
         tag = f"pp{layout.pipeline_rank:02d}-tp{layout.tensor.rank:02d}"
-        parts = _split(engine, layout.data_parallel_size)
+        parts = _split(engine, written_here(engine.slots, layout.tensor), layout.data_parallel_size)
         self._parts = {
             f"{tag}-{index:03d}": slots
             for index, slots in enumerate(parts)
@@ -193,16 +195,29 @@ class CheckpointWriter:
         return {"files": written, "parameters": parameters}
 
 
-def _split(engine: Engine, data_parallel_size: int) -> list[list[Slot]]:
+def written_here(slots: Sequence[Slot], tensor: TensorParallel) -> list[Slot]:
+    """Of a stage's parameters those that this tensor-parallel rank writes: its parts of what is cut, a share of what all have whole."""
+    loads, mine = [0] * tensor.size, []
+    for slot in slots:
+        writer = tensor.rank
+        if not slot.cut:
+            writer = loads.index(min(loads))
+            loads[writer] += math.prod(slot.shape)
+        if writer == tensor.rank:
+            mine.append(slot)
+    return mine
+
+
+def _split(engine: Engine, slots: Sequence[Slot], data_parallel_size: int) -> list[list[Slot]]:
     """The slots in order as runs of about equal bytes: some for each data-parallel rank, fewer where the model is small."""
     sizes = [
         sum(dtype.itemsize * torch.Size(shape).numel() for entries in _entries(engine, [slot]) for _, dtype, shape in entries)
-        for slot in engine.slots
+        for slot in slots
     ]
     count = max(1, min(data_parallel_size * FILES_OF_A_RANK, sum(sizes) // LEAST_BYTES))
     parts: list[list[Slot]] = [[] for _ in range(count)]
     before = 0
-    for slot, size in zip(engine.slots, sizes):
+    for slot, size in zip(slots, sizes):
         parts[min(count - 1, (before + size // 2) * count // max(1, sum(sizes)))].append(slot)
         before += size
     return parts

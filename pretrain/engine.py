@@ -32,6 +32,7 @@ from uniaudio.pretrain.optim import gradient_norm, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.named_state import NamedState, make_slot
 from uniaudio.pretrain.parallel.tensor import choose_backend
+from uniaudio.pretrain.parallel.whole_gradients import sum_in_backward, sum_once
 from uniaudio.pretrain.parallel.zero_one import ZeroOneStep
 from uniaudio.pretrain.stopwatch import Stopwatch
 
@@ -87,9 +88,12 @@ class Engine:
             for slot in self.slots:
                 # DeepSpeed counts a parameter in the norm where it is marked as cut, and others on tensor rank 0 only.
                 # Marked like this each parameter counts exactly once under every layout.
-                slot.parameter.model_parallel = slot.partition_dim is not None or self.layout.tensor.rank == 0
+                slot.parameter.model_parallel = slot.cut or self.layout.tensor.rank == 0
+            whole = [slot.parameter for slot in self.slots if not slot.cut]
+            if self.layout.tensor.group is not None and not (self._plain or self._kernel_step):
+                sum_in_backward(whole, self.layout.tensor.group)
             named = [(slot.name, slot.parameter) for slot in self.slots if slot.trained]
-            self._base = make_optimizer(self.run.optim, named)
+            self._base = make_optimizer(self.run.optim, named, cut_apart=self._kernel_step)
             if self._plain:
                 self._base.register_step_pre_hook(self._clip)
             self._deepspeed, *_ = deepspeed.initialize(
@@ -115,6 +119,7 @@ class Engine:
             data_group=layout.data_parallel_group,
             data_parallel=(layout.data_parallel_rank, layout.data_parallel_size),
             model_group=self._model_group,
+            tensor_group=layout.tensor.group,
             backend=choose_backend(self.run.model.kernels, self.device),
             stopwatch=self.stopwatch,
         )
@@ -177,7 +182,7 @@ class Engine:
             raise ValueError(f"{len(batches)} micro-batches; optim.gradient_accumulation is {self._micro_batches}")
         for group in self._base.param_groups:
             group["lr"] = learning_rate
-        target_counts = [batch.target_count for batch in batches]  # while they lie on the host
+        target_counts = [self._own_targets(batch) for batch in batches]  # while they lie on the host
         batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
         self._set_loss_scale(batches)
         self._totals.zero_()
@@ -214,6 +219,11 @@ class Engine:
                 self._collect(*self._deepspeed(batch.as_tuple()))
         return self._statistics(None)
 
+    def _own_targets(self, batch: Batch) -> int:
+        """Target codes of the frames that this rank computes the loss of."""
+        mask_XQ = batch.target_mask_BTQ.flatten(0, 1)
+        return int(mask_XQ[self.layout.tensor.own(len(mask_XQ))].count_nonzero())
+
     def _set_loss_scale(self, batches: Sequence[Batch]) -> None:
         count = torch.stack([batch.target_mask_BTQ.count_nonzero() for batch in batches]).sum()
         if self.layout.data_parallel_size > 1:
@@ -239,6 +249,9 @@ class Engine:
         A norm that is not finite skips the update on the device (torch's fused AdamW reads `found_inf`), so the host need not look.
         """
         gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
+        if self.layout.tensor.group is not None:
+            whole = [slot.parameter.grad for slot in self.slots if not slot.cut and slot.parameter.grad is not None]
+            sum_once(whole, self.layout.tensor.group)
         counted = [slot.parameter.grad for slot in self.slots if slot.parameter.model_parallel and slot.parameter.grad is not None]
         norm = gradient_norm(counted, self._model_group)
         self._base.found_inf = (~norm.isfinite()).float()
@@ -246,9 +259,8 @@ class Engine:
         self._norm = norm
 
     def _statistics(self, norm: torch.Tensor | float | None) -> StepStatistics:
-        """One all-reduce over the world: ranks that hold no loss, or a copy of it, add zeros."""
-        counted = self.layout.is_last_stage and self.layout.tensor.rank == 0
-        totals = self._totals.clone() if counted else torch.zeros_like(self._totals)
+        """One all-reduce over the world: ranks that hold no loss add zeros."""
+        totals = self._totals.clone() if self.layout.is_last_stage else torch.zeros_like(self._totals)
         if self.layout.world_size > 1:
             dist.all_reduce(totals)
         return StepStatistics(totals[0], totals[1], norm)

@@ -163,7 +163,8 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),  # megatron-core's overlap counts on launch order
+        # Tensor parallelism counts on launch order: what crosses ranks gets its multiprocessors before the product beside it.
+        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
     }
     if rank and "UNIAUDIO_LOG_LEVEL" not in os.environ:
         environment["UNIAUDIO_LOG_LEVEL"] = "WARNING"  # rank 0 speaks for all

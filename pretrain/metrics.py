@@ -19,7 +19,7 @@ from uniaudio.configs.estimate import frame_flops
 from uniaudio.configs.flops import PEAK_FLOPS
 from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain.data.batch import Batch
-from uniaudio.pretrain.parallel.tensor import TensorParallel, padded_rows
+from uniaudio.pretrain.parallel.tensor import padded_rows
 
 Metrics = dict[str, float]
 
@@ -102,7 +102,7 @@ class Speed:
 
     def __init__(self, run: RunConfig, vocabulary_size: int, device: torch.device) -> None:
         peak, self.source = peak_flops(device)
-        rows = padded_rows(vocabulary_size, TensorParallel(size=run.parallel.tensor_parallel_size))
+        rows = padded_rows(vocabulary_size)
         self._frames = run.frames_per_step
         self._share = frame_flops(run, rows) / (peak * run.parallel.world_size)
         self._since = time.perf_counter()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from uniaudio.configs.optim import OptimConfig
+from uniaudio.pretrain.parallel.tensor import is_cut
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
@@ -34,16 +35,24 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and name.removesuffix(".weight") not in TABLES
 
 
-def make_optimizer(optim: OptimConfig, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.AdamW:
+def make_optimizer(
+    optim: OptimConfig, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], *, cut_apart: bool = False
+) -> torch.optim.AdamW:
     """torch's fused AdamW over two groups, decayed and not, each in the order given.
+
+    cut_apart: over four, those cut over tensor-parallel ranks apart from the others. Not where the step is DeepSpeed's own, which counts on
+    as many groups in every stage of a pipeline.
 
     The rate starts at 0: the engine sets it before each step.
     """
-    named = list(named_parameters)
-    decayed = [parameter for name, parameter in named if decays(name, parameter)]
-    plain = [parameter for name, parameter in named if not decays(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    sorts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {(decayed, cut): [] for decayed in (True, False) for cut in (True, False)}
+    for name, parameter in named_parameters:
+        sorts[decays(name, parameter), cut_apart and is_cut(parameter)].append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": optim.weight_decay if decayed else 0.0}
+        for (decayed, _), parameters in sorts.items()
+        if parameters
+    ]
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 

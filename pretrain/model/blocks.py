@@ -75,7 +75,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One block over (..., D); the subclasses say how to attend."""
+    """One block over (..., D) of this rank's tokens; the subclasses say how to attend."""
 
     def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.mlp = Mlp(config.width, config.ffn_width, gelu=config.gelu, tensor=tensor, backend=backend, recompute=recompute == "selective")
         # The gradients of the biases behind are sums over rows of what the norm between them reads and writes in its backward pass.
-        self.let_kernels_sum_biases(backend == "triton" and tensor.size == 1)
+        self.let_kernels_sum_biases(backend == "triton")
 
     def let_kernels_sum_biases(self, chosen: bool) -> None:
         """Whether the norm and the packed bias's kernel do; not where a parameter exists only while its own layer runs (ZeRO-3)."""
@@ -133,10 +133,10 @@ class GlobalBlock(Block):
 
 
 class LocalBlock(Block):
-    """Causal attention over the Q codes of each frame. Hidden (B*T, Q, D)."""
+    """Causal attention over the Q codes of each frame, whole on every rank. Hidden (B*T, Q, D)."""
 
-    def __init__(self, config: ModelConfig, *, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
-        super().__init__(config, num_heads=config.local_heads, tensor=tensor, backend=backend, recompute=recompute)
+    def __init__(self, config: ModelConfig, *, backend: Backend, recompute: Recompute) -> None:
+        super().__init__(config, num_heads=config.local_heads, tensor=TensorParallel(), backend=backend, recompute=recompute)
         self.backend = backend
 
     def attend(self, packed: torch.Tensor, state: State) -> torch.Tensor:

@@ -78,7 +78,7 @@ class DecodeState:
         lengths = [prompt.codes_TQ.shape[0] + 1 for prompt in prompts]  # inputs: <mega_global>, then every frame of the prompt
         self._check_prompts(prompts, rows, lengths)
         batch = _pack(self.weights, prompts, lengths).to(self.lengths_B.device)
-        state = State(*self.weights.embed(batch.as_tuple()))
+        state = self.weights.embed.state(batch, slice(0, batch.positions_BT.numel()))
         hidden_XD = state.hidden
         index = torch.tensor(rows, device=hidden_XD.device)
         for block, cache in zip(self.weights.global_blocks, self.global_caches, strict=True):

@@ -1,7 +1,7 @@
 """A trained model's weights in the form that generation reads: norms folded into the products behind them, heads cut to the legal codes.
 
 Owns the form and the mathematics of a block on it; caches and steps are `decode.py`. The sums are those of training in another order, so
-logits agree to rounding. Under tensor parallelism a rank holds its part of every block; the small heads are whole on each.
+logits agree to rounding. Under tensor parallelism a rank holds its part of the global blocks; all else is whole on each.
 M rows of any kind (frames of a prompt, one frame a sequence), D width, K legal codes of a level.
 """
 
@@ -17,7 +17,7 @@ from uniaudio.kernels.decode_linear.interface import fold_norm, quantize_rows
 from uniaudio.pretrain.model.blocks import Block
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.model import MultiScaleTransformer
-from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, whole_rows
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel
 
 Attend = Callable[[torch.Tensor], torch.Tensor]  # packed (M, N, 3, H) of this rank's heads -> (M, N * H)
 
@@ -94,16 +94,16 @@ class DecodeWeights:
 
     def __init__(self, model: MultiScaleTransformer, legal_ids: list[torch.Tensor], *, int8: bool = False) -> None:
         self.config, self.embed, self.link = model.config, model.embed, model.link
-        self.tensor, self.backend = model.tensor_parallel, model.head.backend
+        self.backend = model.head.backend
         like = model.head.projection.weight
         self.device, self.dtype = like.device, like.dtype
-        self.global_blocks = [self._block(block, int8) for block in model.global_blocks]
-        self.local_blocks = [self._block(block, int8) for block in model.local_blocks]
+        self.global_blocks = [self._block(block, int8, model.tensor_parallel) for block in model.global_blocks]
+        self.local_blocks = [self._block(block, int8, TensorParallel()) for block in model.local_blocks]
         self._link = None
         if not self.link.split:
             linear = self.link.linear
             self._link = make_projection(linear.weight, linear.bias, norm=self.link.norm, int8=False, backend=self.backend)
-        table_VD = whole_rows(like.detach(), self.tensor)
+        table_VD = like.detach()
         self.heads = [
             make_projection(table_VD[ids.to(self.device)], None, norm=model.head.norm, int8=False, backend=self.backend)
             for ids in legal_ids
@@ -113,6 +113,6 @@ class DecodeWeights:
         """(B, D) -> the frame's part of the local input, (B, Q, D), or (B, 1, D) where every level gets the same."""
         return self.link.context(hidden_BD) if self._link is None else self._link(hidden_BD).unsqueeze(1)
 
-    def _block(self, block: torch.nn.Module, int8: bool) -> DecodeBlock:
+    def _block(self, block: torch.nn.Module, int8: bool, tensor: TensorParallel) -> DecodeBlock:
         assert isinstance(block, Block)
-        return DecodeBlock(block, tensor=self.tensor, int8=int8, backend=self.backend)
+        return DecodeBlock(block, tensor=tensor, int8=int8, backend=self.backend)

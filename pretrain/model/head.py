@@ -1,18 +1,20 @@
 """Last layer: final norm, projection to the vocabulary, cross entropy summed by task and codebook level.
 
-Sums and counts, never means: the engine divides by the global number of target codes (design decision 7).
+Sums and counts, never means: the engine divides by the global number of target codes (design decision 7). Under tensor parallelism they
+are of this rank's frames.
 """
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from uniaudio.configs.model import ModelConfig
+from uniaudio.kernels.loss import linear_cross_entropy
 from uniaudio.kernels.loss.places import counted_places
 from uniaudio.pretrain.data.batch import document_ids_BT
 from uniaudio.pretrain.model.layers import LayerNorm
 from uniaudio.pretrain.model.state import State
-from uniaudio.pretrain.parallel.sequence import whole
-from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_cross_entropy, vocabulary_logits, vocabulary_projection
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_projection
 
 
 class Head(nn.Module):
@@ -24,46 +26,43 @@ class Head(nn.Module):
         self.backend = backend
         self.sparse = config.structure != "multi_scale"  # most slots of a step may be empty (`pretrain.data.patterns`)
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
-        self.projection = vocabulary_projection(vocabulary_size, config.width, tensor)
+        self.projection = vocabulary_projection(vocabulary_size, config.width)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V), whole on every rank, without the padding rows."""
-        return vocabulary_logits(self.norm(hidden), self.projection.weight, num_valid=self.vocabulary_size, tensor=self.tensor)
+        """(..., D) -> (..., V), without the padding rows."""
+        return F.linear(self.norm(hidden), self.projection.weight)[..., : self.vocabulary_size]
 
     def forward(self, state: tuple[torch.Tensor, ...], target_count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """State -> cross entropy in nats, summed over the target codes of each task and level, and how many there were.
 
-        target_count: of all target codes, where the host knows it; else it waits for the device to tell.
+        target_count: of this rank's target codes, where the host knows it; else it waits for the device to tell.
         """
         now = State(*state)
-        targets_X, mask_X = now.codes_BTQ.flatten(), now.target_mask_BTQ.flatten()
+        rows, frames, levels = now.codes_BTQ.shape
+        own = self.tensor.own(rows * frames)
+        targets_X, mask_X = (codes_BTQ.flatten(0, 1)[own].flatten() for codes_BTQ in (now.codes_BTQ, now.target_mask_BTQ))
         if self.sparse:
             kept = counted_places(mask_X, target_count)
             losses = self._losses(now.hidden.flatten(0, 1)[kept], targets_X[kept], mask_X[kept], target_count)
             losses_X = losses.new_zeros(len(mask_X)).index_copy(0, kept, losses)
         else:
             losses_X = self._losses(now.hidden, targets_X, mask_X, target_count)
-        _, frames, levels = now.codes_BTQ.shape
-        tasks_X = now.task_ids_BD.gather(1, document_ids_BT(now.document_starts_BD, frames)).flatten()
+        tasks_X = now.task_ids_BD.gather(1, document_ids_BT(now.document_starts_BD, frames)).flatten()[own]
         tasks_K = torch.arange(self.num_tasks, device=tasks_X.device)
         # A masked sum rather than an index_add: the same order, hence the same bits, on every run.
         member_KX1 = (tasks_X == tasks_K.unsqueeze(1)).unsqueeze(-1)
         sums_KQ = (losses_X.view(-1, levels) * member_KX1).sum(dim=1)
-        counts_KQ = (now.target_mask_BTQ.view(-1, levels) * member_KX1).sum(dim=1).to(torch.float32)
+        counts_KQ = (mask_X.view(-1, levels) * member_KX1).sum(dim=1).to(torch.float32)
         return sums_KQ, counts_KQ
 
     def _losses(self, hidden: torch.Tensor, targets_X: torch.Tensor, mask_X: torch.Tensor, count: int | None) -> torch.Tensor:
         """(..., D) -> (X,): cross entropy of each code, 0 where the mask is."""
-        normed = self.norm(hidden)
-        if self.tensor.sequence_group is not None:
-            normed = whole(normed, self.tensor.sequence_group)
-        return vocabulary_cross_entropy(
-            normed.flatten(0, -2),
+        return linear_cross_entropy(
+            self.norm(hidden).flatten(0, -2),
             self.projection.weight,
-            targets_X=targets_X,
-            mask_X=mask_X,
+            targets_X,
+            mask_X,
             num_valid=self.vocabulary_size,
-            tensor=self.tensor,
             backend=self.backend,
             count=count,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from uniaudio.configs.model import ModelConfig
-from uniaudio.pretrain.parallel.tensor import TensorParallel
+from uniaudio.pretrain.parallel.tensor import TensorParallel, is_cut
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -53,7 +53,7 @@ def initialize_parameters(model: nn.Module, *, seed: int, config: ModelConfig, t
 
     def fill(entry: tuple[str, nn.Parameter]) -> None:
         name, parameter = entry
-        cut = getattr(parameter, "partition_dim", -1)
+        cut = parameter.partition_dim if is_cut(parameter) else -1
         shape = list(parameter.shape)
         if cut >= 0:
             shape[cut] *= tensor.size

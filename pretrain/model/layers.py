@@ -1,29 +1,15 @@
-"""Small layers whole on every rank: norm, linear map, table. Uninitialised: `init` gives every parameter its value.
-
-`sequence_group` is set where each rank applies the layer to its own part of the tokens: gradients are then added up over the group.
-"""
+"""Small layers whole on every rank: norm, linear map, table. Uninitialised: `init` gives every parameter its value."""
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
 from uniaudio.kernels.norm import add_layer_norm, branch_layer_norm, layer_norm
-from uniaudio.pretrain.parallel.sequence import summed
 from uniaudio.pretrain.parallel.tensor import Backend
-
-
-def _applied(layer: "LayerNorm | Linear") -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias as the forward pass takes them."""
-    if layer.sequence_group is None:
-        return layer.weight, layer.bias
-    return summed(layer.weight, layer.sequence_group), summed(layer.bias, layer.sequence_group)
 
 
 class LayerNorm(nn.Module):
     """LayerNorm over the last dimension, statistics in float32 whatever the parameters are."""
-
-    sequence_group: dist.ProcessGroup | None = None
 
     def __init__(self, width: int, *, eps: float, backend: Backend) -> None:
         super().__init__()
@@ -34,23 +20,21 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        return layer_norm(x, *_applied(self), self.eps, backend=self.backend)
+        return layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x, x): take the residual from here, so that the two gradients of x are added in one pass."""
-        return branch_layer_norm(x, *_applied(self), self.eps, backend=self.backend)
+        return branch_layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
 
     def after_add(
         self, x: torch.Tensor, residual: torch.Tensor, *, x_bias: torch.Tensor | None = None, total_bias: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x + residual, x + residual), in one pass where the backend has one; the biases get their gradients here."""
-        return add_layer_norm(x, residual, *_applied(self), self.eps, x_bias=x_bias, total_bias=total_bias, backend=self.backend)
+        return add_layer_norm(x, residual, self.weight, self.bias, self.eps, x_bias=x_bias, total_bias=total_bias, backend=self.backend)
 
 
 class Linear(nn.Module):
     """y = x W^T + b; weight (output, input)."""
-
-    sequence_group: dist.ProcessGroup | None = None
 
     def __init__(self, input_width: int, output_width: int) -> None:
         super().__init__()
@@ -59,7 +43,7 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input) -> (..., output)."""
-        return F.linear(x, *_applied(self))
+        return F.linear(x, self.weight, self.bias)
 
 
 class Table(nn.Module):

@@ -11,22 +11,21 @@ from torch.nn import functional as F
 from uniaudio.configs.model import ModelConfig
 from uniaudio.pretrain.model.layers import LayerNorm, Linear, Table
 from uniaudio.pretrain.model.state import State
-from uniaudio.pretrain.parallel.sequence import cut
 from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel, vocabulary_embedding
 
 
 class Link(nn.Module):
-    """State with hidden (B*T, D) -> State with hidden (B*T, Q, D)."""
+    """State with hidden (B*T, D) -> State with hidden (B*T, Q, D), of this rank's frames."""
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, mega_local: int, tensor: TensorParallel, backend: Backend) -> None:
         super().__init__()
-        self.sequence_group = tensor.sequence_group
+        self.tensor = tensor
         self.num_codebooks, self.mega_local = config.num_codebooks, mega_local
         self.backend = backend
         self.split = config.link == "split"
         self.norm = LayerNorm(config.width, eps=config.norm_eps, backend=backend)
         self.linear = Linear(config.width // config.num_codebooks if self.split else config.width, config.width)
-        self.code = vocabulary_embedding(vocabulary_size, config.width, tensor) if config.local_layers else None
+        self.code = vocabulary_embedding(vocabulary_size, config.width) if config.local_layers else None
         self.level = Table(config.num_codebooks, config.width)
 
     def context(self, hidden_XD: torch.Tensor) -> torch.Tensor:
@@ -44,9 +43,8 @@ class Link(nn.Module):
         now = State(*state)
         if self.code is None:
             return now.with_hidden(self.context(now.hidden) + self.level.weight)
-        shifted_XQ = F.pad(now.codes_BTQ.flatten(0, 1)[:, :-1], (1, 0), value=self.mega_local)
+        codes_XQ = now.codes_BTQ.flatten(0, 1)
+        shifted_XQ = F.pad(codes_XQ[self.tensor.own(len(codes_XQ)), :-1], (1, 0), value=self.mega_local)
         levels_Y = torch.arange(self.num_codebooks, device=shifted_XQ.device).repeat(shifted_XQ.shape[0])
         vectors_XQD = self.codes(shifted_XQ.flatten(), levels_Y).unflatten(0, shifted_XQ.shape)
-        if self.sequence_group is not None:
-            vectors_XQD = cut(vectors_XQD, self.sequence_group)
         return now.with_hidden(self.context(now.hidden) + vectors_XQD)

@@ -19,8 +19,8 @@ from uniaudio.pretrain.model.blocks import GlobalBlock, LocalBlock
 from uniaudio.pretrain.model.embed import Embed
 from uniaudio.pretrain.model.head import Head
 from uniaudio.pretrain.model.init import initialize_parameters
-from uniaudio.pretrain.model.layers import LayerNorm, Linear
 from uniaudio.pretrain.model.link import Link
+from uniaudio.pretrain.parallel.sequence import gathered
 from uniaudio.pretrain.parallel.tensor import Backend, ColumnLinear, RowLinear, TensorParallel
 
 
@@ -28,9 +28,9 @@ class MultiScaleTransformer(nn.Module):
     """Global Transformer over frames, local Transformer over the Q codes of each frame (paper, section Model).
 
     Built in float32 on the CPU with the initial values of (`seed`, parameter name), or without values where `seed` is None and a
-    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part. `recompute`: what
-    is computed again in the backward pass. `fp8`: the blocks' products in 8 bits. `stage`: the layers of a pipeline's stage; the others
-    have shapes and names but no memory.
+    checkpoint is about to fill them; move and cast it with `.to`. Under tensor parallelism it holds this rank's part of the global blocks,
+    and works on this rank's frames (`pretrain.parallel.tensor`). `recompute`: what is computed again in the backward pass. `fp8`: the
+    blocks' products in 8 bits. `stage`: the layers of a pipeline's stage; the others have shapes and names but no memory.
     """
 
     def __init__(
@@ -64,12 +64,9 @@ class MultiScaleTransformer(nn.Module):
         self.local_blocks = nn.ModuleList()
         for _ in range(config.local_layers):
             with next(places):
-                self.local_blocks.append(LocalBlock(config, recompute=recompute, **common))
+                self.local_blocks.append(LocalBlock(config, backend=backend, recompute=recompute))
         with next(places):
             self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, **common)
-        for name, layer in self.named_modules():  # the embedding works on all tokens, the others on this rank's
-            if isinstance(layer, LayerNorm | Linear) and not name.startswith("embed."):
-                layer.sequence_group = tensor.sequence_group
         for module in [*self.global_blocks.modules(), *self.local_blocks.modules()] if fp8 else []:
             if isinstance(module, ColumnLinear | RowLinear):
                 module.fp8 = backend
@@ -87,9 +84,9 @@ class MultiScaleTransformer(nn.Module):
         return [layer for _, layer in self.named_layers()]
 
     def forward(self, batch: tuple[torch.Tensor, ...], target_count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch.as_tuple() -> (loss_sums_KQ, counts_KQ), float32: nats summed over target codes, and their number.
+        """Batch.as_tuple() -> (loss_sums_KQ, counts_KQ), float32: nats summed over this rank's target codes, and their number.
 
-        target_count: `Batch.target_count`, taken before the batch went to the device, which then need not be waited for.
+        target_count: of those codes, taken before the batch went to the device, which then need not be waited for.
         """
         state = batch
         for layer in self.as_layers()[:-1]:
@@ -103,4 +100,4 @@ class MultiScaleTransformer(nn.Module):
         for layer in self.as_layers()[:-1]:
             state = layer(state)
         rows, frames, _ = batch.codes_BTQ.shape
-        return self.head.logits(state[0]).unflatten(0, (rows, frames))
+        return gathered(self.head.logits(state[0]), self.tensor_parallel.group).unflatten(0, (rows, frames))

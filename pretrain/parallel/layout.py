@@ -90,12 +90,7 @@ def initialize(parallel: ParallelConfig, device: torch.device) -> Layout:
     return Layout(
         rank=rank,
         world_size=launched,
-        tensor=TensorParallel(
-            parallel.tensor_parallel_size,
-            tensor_rank,
-            tensor_group if parallel.tensor_parallel_size > 1 else None,
-            sequence=parallel.sequence_parallel,
-        ),
+        tensor=TensorParallel(parallel.tensor_parallel_size, tensor_rank, tensor_group if parallel.tensor_parallel_size > 1 else None),
         data_parallel_rank=data_rank,
         data_parallel_size=parallel.data_parallel_size,
         data_parallel_group=data_group,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from uniaudio.pretrain.parallel.layout import Layout
+from uniaudio.pretrain.parallel.tensor import is_cut
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,9 +21,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Slot:
     """One parameter of this process.
 
-    name: canonical, that of the one-process model. partition_dim: dimension cut over tensor-parallel ranks, None where whole.
-    shape: of the whole parameter without padding rows. start: where this rank's cut begins in `shape[partition_dim]`. valid: how much of
-    this rank's cut is not padding.
+    name: canonical, that of the one-process model. partition_dim: dimension that a layout may cut over tensor-parallel ranks, or that has
+    padding rows; None where neither. shape: of the whole parameter without padding rows. start: where this rank's cut begins in
+    `shape[partition_dim]`. valid: how much of this rank's cut is not padding; all of it where every rank has the whole.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Slot:
     partition_dim: int | None
     start: int
     valid: int
+
+    @property
+    def cut(self) -> bool:
+        """Whether each tensor-parallel rank has another part; else each has the whole."""
+        return is_cut(self.parameter)
 
     @property
     def trained(self) -> bool:
@@ -45,9 +51,11 @@ def make_slot(name: str, parameter: nn.Parameter, layout: Layout) -> Slot:
     if dim < 0:
         return Slot(name, parameter, tuple(shape), None, 0, 0)
     local = shape[dim]
-    shape[dim] = rows if rows is not None else local * layout.tensor.size
-    start = min(local * layout.tensor.rank, shape[dim])
-    return Slot(name, parameter, tuple(shape), dim, start, min(local, shape[dim] - start))
+    if not is_cut(parameter):
+        shape[dim] = local if rows is None else rows
+        return Slot(name, parameter, tuple(shape), dim, 0, shape[dim])
+    shape[dim] = local * layout.tensor.size
+    return Slot(name, parameter, tuple(shape), dim, local * layout.tensor.rank, local)
 
 
 class NamedState:

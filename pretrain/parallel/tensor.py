@@ -1,12 +1,16 @@
-"""Layers and losses that know tensor parallelism: plain PyTorch for one process, megatron-core for more.
+"""Layers that know tensor parallelism: plain PyTorch for one process, megatron-core for more.
 
 Owns which dimension of which parameter is cut (`partition_dim`) and the communication around it. Does not own the
 initial values (`pretrain.model.init`) nor process groups (`pretrain.parallel.layout`).
 
-Both forms of a layer have the same parameter names, so a checkpoint by name fits every size. A cut parameter carries
-`partition_dim` (0: rows of the output, 1: columns of the input); a table over the vocabulary also carries
-`valid_rows`, its rows before padding. Shapes at the border: hidden states (..., D) whole on every rank of the group;
-between a column and a row linear, each rank holds its slice of the last dimension.
+Only the global blocks' products are cut: their attention needs all frames of a document. Everything else (embedding, link, local blocks,
+head) never leaves a frame, so every rank has it whole and applies it to its own frames; the gradients of what is whole are therefore sums
+over a rank's own tokens, and the engine adds them up over the group once a step (`pretrain.parallel.whole_gradients`).
+
+Both forms of a layer have the same parameter names, so a checkpoint by name fits every size. A parameter that can be cut carries
+`partition_dim` (0: rows of the output, 1: columns of the input) and, where it is, `tensor_model_parallel`; a table over the vocabulary
+also carries `valid_rows`, its rows before padding. Shapes at the border: hidden states (..., D) of the own tokens; between a column and a
+row linear, each rank holds its slice of the last dimension of all tokens.
 """
 
 from dataclasses import dataclass
@@ -19,7 +23,6 @@ from torch.nn import functional as F
 
 from uniaudio.kernels.embedding import frame_embedding
 from uniaudio.kernels.fp8_linear import fp8_linear
-from uniaudio.kernels.loss import linear_cross_entropy
 
 VOCABULARY_ALIGNMENT = 128
 Backend = Literal["torch", "triton"]
@@ -35,30 +38,32 @@ def choose_backend(kernels: Literal["auto", "triton", "torch"], device: torch.de
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This process in its tensor-parallel group; the default is one process and needs no process group.
-
-    sequence: between the products each rank holds its part of the tokens only (`pretrain.parallel.sequence`).
-    """
+    """This process in its tensor-parallel group; the default is one process and needs no process group."""
 
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
-    sequence: bool = False
 
-    @property
-    def sequence_group(self) -> dist.ProcessGroup | None:
-        """The group that the tokens are cut over; None where every rank has all of them."""
-        return self.group if self.sequence else None
+    def own(self, tokens: int) -> slice:
+        """This rank's part of so many tokens. Raises ValueError where they cannot be cut in equal parts."""
+        if tokens % self.size:
+            raise ValueError(f"tokens to cut over the tensor-parallel ranks | seen: {tokens} | allowed: multiples of {self.size}")
+        part = tokens // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
 
 
-def padded_rows(vocabulary_size: int, tensor: TensorParallel) -> int:
-    """Rows of a table over the vocabulary: padded to a multiple of 128 x the tensor-parallel size."""
-    multiple = VOCABULARY_ALIGNMENT * tensor.size
-    return -(-vocabulary_size // multiple) * multiple
+def padded_rows(vocabulary_size: int) -> int:
+    """Rows of a table over the vocabulary."""
+    return -(-vocabulary_size // VOCABULARY_ALIGNMENT) * VOCABULARY_ALIGNMENT
+
+
+def is_cut(parameter: nn.Parameter) -> bool:
+    """Whether each rank of the tensor-parallel group holds another part of the parameter; else each holds the whole."""
+    return getattr(parameter, "tensor_model_parallel", False)
 
 
 def mark_cut(parameter: nn.Parameter, dim: int, tensor: TensorParallel, *, valid_rows: int | None = None) -> nn.Parameter:
-    """Notes on the parameter that `dim` is cut over the group, under the names that megatron-core and DeepSpeed read."""
+    """Notes on the parameter that `dim` is cut over the group (of one: could be), under the names that megatron-core and DeepSpeed read."""
     parameter.partition_dim = dim
     parameter.partition_stride = 1
     parameter.tensor_model_parallel = tensor.size > 1
@@ -170,65 +175,15 @@ def row_linear(input_width: int, output_width: int, tensor: TensorParallel) -> n
     return layer
 
 
-def vocabulary_embedding(vocabulary_size: int, width: int, tensor: TensorParallel) -> nn.Module:
-    """A table over the vocabulary whose rows are cut over the group; `forward` as in VocabularyEmbedding."""
-    rows = padded_rows(vocabulary_size, tensor)
-    if tensor.size == 1:
-        layer: nn.Module = VocabularyEmbedding(rows, width)
-    else:
-        from uniaudio.pretrain.parallel import megatron
-
-        layer = megatron.VocabularyEmbedding(rows, width, tensor)
-    mark_cut(layer.weight, 0, tensor, valid_rows=vocabulary_size)
+def vocabulary_embedding(vocabulary_size: int, width: int) -> VocabularyEmbedding:
+    """A table over the vocabulary, whole on every rank."""
+    layer = VocabularyEmbedding(padded_rows(vocabulary_size), width)
+    mark_cut(layer.weight, 0, TensorParallel(), valid_rows=vocabulary_size)
     return layer
 
 
-def vocabulary_projection(vocabulary_size: int, width: int, tensor: TensorParallel) -> nn.Module:
-    """The map to logits, (rows, D) without bias, its rows cut over the group; its weight goes to the two functions below."""
-    layer = column_linear(width, padded_rows(vocabulary_size, tensor), tensor)
-    mark_cut(layer.weight, 0, tensor, valid_rows=vocabulary_size)
+def vocabulary_projection(vocabulary_size: int, width: int) -> ColumnLinear:
+    """The map to logits, (rows, D) without bias, whole on every rank; the head takes its weight."""
+    layer = ColumnLinear(width, padded_rows(vocabulary_size))
+    mark_cut(layer.weight, 0, TensorParallel(), valid_rows=vocabulary_size)
     return layer
-
-
-def vocabulary_cross_entropy(
-    hidden_XD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    *,
-    targets_X: torch.Tensor,
-    mask_X: torch.Tensor,
-    num_valid: int,
-    tensor: TensorParallel,
-    backend: Backend,
-    count: int | None = None,
-) -> torch.Tensor:
-    """Cross entropy of each code in float32, 0 where `mask_X` is 0; the whole logits never exist at once. (X,).
-
-    `count`: codes that the mask counts, where it is known. On several ranks the torch path is megatron-core's vocabulary-parallel cross
-    entropy, the triton path the kernel's own.
-    """
-    if tensor.size == 1 or backend == "triton":
-        return linear_cross_entropy(
-            hidden_XD, weight_VD, targets_X, mask_X, num_valid=num_valid, backend=backend, group=tensor.group, count=count
-        )
-    from uniaudio.pretrain.parallel import megatron
-
-    return megatron.vocabulary_cross_entropy(hidden_XD, weight_VD, targets_X=targets_X, mask_X=mask_X, num_valid=num_valid, tensor=tensor)
-
-
-def vocabulary_logits(hidden: torch.Tensor, weight_VD: torch.Tensor, *, num_valid: int, tensor: TensorParallel) -> torch.Tensor:
-    """(..., D) -> (..., num_valid) on every rank, padding rows cut. For evaluation: no gradient flows across ranks."""
-    logits = F.linear(hidden, weight_VD)
-    if tensor.size > 1:
-        parts = [torch.empty_like(logits) for _ in range(tensor.size)]
-        dist.all_gather(parts, logits.detach().contiguous(), group=tensor.group)
-        logits = torch.cat(parts, dim=-1)
-    return logits[..., :num_valid]
-
-
-def whole_rows(rows_VD: torch.Tensor, tensor: TensorParallel) -> torch.Tensor:
-    """A table whose rows are cut over the group, whole on every rank. No gradient flows across ranks."""
-    if tensor.size == 1:
-        return rows_VD
-    parts = [torch.empty_like(rows_VD) for _ in range(tensor.size)]
-    dist.all_gather(parts, rows_VD.detach().contiguous(), group=tensor.group)
-    return torch.cat(parts)

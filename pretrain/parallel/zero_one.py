@@ -3,6 +3,7 @@
 DeepSpeed's own step reads and writes fp32 gradients five times, waits for the norm on the host, and launches thousands of small kernels.
 Here the gradients are reduced in fp32 to the rank that owns them, the norm stays on the device, and one pass does the rest. Where one
 process holds all (one micro-batch, one data-parallel rank, no pipeline) there are no fp32 gradients at all: the pass reads bf16 ones.
+What tensor-parallel ranks have whole lies in groups of its own, whose fp32 gradients are also added up over those ranks, once a step.
 
 DeepSpeed keeps the partitions, the bf16 weights, and the order of things; its methods are replaced on the one object, because its pipeline
 asks for the exact class.
@@ -15,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from uniaudio.kernels.optimizer import AdamW, Segments, accumulate, adamw_step, square_sum
-from uniaudio.pretrain.parallel.tensor import Backend
+from uniaudio.pretrain.parallel import whole_gradients
+from uniaudio.pretrain.parallel.tensor import Backend, is_cut
 from uniaudio.pretrain.stopwatch import Stopwatch
 
 Range = tuple[int, int]
@@ -27,7 +29,8 @@ class Group:
 
     whole: where each parameter lies in the flat group. owned: the pieces of them in this rank's partition, by their place in it.
     counted: which of those count in the norm (a parameter that several ranks hold counts on one). total: fp32 gradients of the whole
-    group, None where bf16 ones are read as they are.
+    group, None where bf16 ones are read as they are. tensor_group: ranks that its gradients are to be added up over, None where each rank
+    has its own parameters.
     """
 
     parameters: list[torch.nn.Parameter]
@@ -37,10 +40,14 @@ class Group:
     norm: Segments
     partition: slice
     total: torch.Tensor | None
+    tensor_group: dist.ProcessGroup | None
 
 
 class ZeroOneStep:
-    """Replaces the step of `wrapper` (a BF16_Optimizer over `optimizer`). `model_group`: ranks that hold other shares of the model."""
+    """Replaces the step of `wrapper` (a BF16_Optimizer over `optimizer`).
+
+    model_group: ranks that hold other shares of the model. tensor_group: those of them that have some parameters in common.
+    """
 
     def __init__(
         self,
@@ -51,12 +58,13 @@ class ZeroOneStep:
         data_group: dist.ProcessGroup | None,
         data_parallel: tuple[int, int],
         model_group: dist.ProcessGroup | None,
+        tensor_group: dist.ProcessGroup | None,
         backend: Backend,
         stopwatch: Stopwatch,
     ) -> None:
         self._stopwatch = stopwatch
         self._wrapper, self._clip_norm, self._backend = wrapper, clip_norm, backend
-        self._data_group, self._model_group = data_group, model_group
+        self._data_group, self._model_group, self._tensor_group = data_group, model_group, tensor_group
         self._rank, self._size = data_parallel
         self._direct, self._first = direct, True
         self._groups = [self._group(index) for index in range(len(wrapper.bf16_groups))]
@@ -79,10 +87,11 @@ class ZeroOneStep:
         owned = Segments([start - low for _, start, _ in pieces], [stop - start for _, start, stop in pieces])
         norm = Segments([owned.starts[place] for place in counted], [owned.counts[place] for place in counted])
         total = wrapper.fp32_groups_gradients_flat[index]
-        if self._direct:
+        tensor_group = None if is_cut(parameters[0]) else self._tensor_group
+        if self._direct and tensor_group is None:
             total = None
             self._release(index)
-        return Group(parameters, Segments(starts, counts), owned, counted, norm, slice(low, high), total)
+        return Group(parameters, Segments(starts, counts), owned, counted, norm, slice(low, high), total, tensor_group)
 
     def _release(self, index: int) -> None:
         """Gives DeepSpeed's fp32 gradients back: 4 bytes a parameter that nobody will read."""
@@ -108,11 +117,9 @@ class ZeroOneStep:
     @torch.no_grad()
     def accumulate(self, clear_lp_grads: bool = False) -> None:
         """After each micro-batch: its bf16 gradients into the fp32 ones."""
-        if self._direct:
-            return
         for group in self._groups:
-            assert group.total is not None
-            accumulate(group.total, group.whole, self._gradients(group), first=self._first, backend=self._backend)
+            if group.total is not None:
+                accumulate(group.total, group.whole, self._gradients(group), first=self._first, backend=self._backend)
         self._first = False
 
     @torch.no_grad()
@@ -138,7 +145,10 @@ class ZeroOneStep:
         self._stopwatch.mark("optimizer")
         if self._size > 1:
             for flat, group in zip(wrapper.bf16_groups_flat, self._groups):
-                dist.all_gather_into_tensor(flat, flat[group.partition].clone(), group=self._data_group)
+                if group.tensor_group is not None:
+                    whole_gradients.all_gather(flat, group.partition, self._data_group, group.tensor_group)
+                else:
+                    dist.all_gather_into_tensor(flat, flat[group.partition].clone(), group=self._data_group)
             self._stopwatch.mark("communication")
         self._first = True
 
@@ -152,13 +162,17 @@ class ZeroOneStep:
         return [parameter.grad for parameter in group.parameters if parameter.grad is not None]
 
     def _owned(self, group: Group) -> list[torch.Tensor]:
-        """This rank's pieces of the gradients, summed over the data-parallel ranks (in fp32)."""
+        """This rank's pieces of the gradients, summed over the data-parallel ranks and those that share the parameters (in fp32)."""
         if group.total is None:
             return self._gradients(group)
         part = group.total[group.partition]
-        if self._size > 1:
+        if self._size > 1 and group.tensor_group is not None:
+            part = whole_gradients.reduce_scatter(group.total, self._data_group, group.tensor_group)
+        elif self._size > 1:
             part = torch.empty_like(part)
             dist.reduce_scatter_tensor(part, group.total, group=self._data_group)
+        elif group.tensor_group is not None:
+            dist.all_reduce(part, group=group.tensor_group)
         return [part[start : start + count] for start, count in zip(group.owned.starts, group.owned.counts)]
 
     def _norm(self, owned: list[list[torch.Tensor]]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A tiny run and batches made from integers: step and row decide every code, so all layouts see the same global batch."""
 
+import hashlib
 import resource
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def changed(*, config: dict[str, Any], steps: int) -> dict[str, list[str]]:
         "state": [slot.name for slot in engine.slots if "exp_avg" in engine.state.read(slot)],
         "optimized": [sum(tensor.numel() for tensor in engine.state.optimized())],
     }
+
+
+def whole_weights(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The numbers of some steps, and the bytes (hashed) of every parameter that all tensor-parallel ranks have whole."""
+    run = RunConfig.model_validate(config)
+    engine = make_engine(run)
+    numbers = [step_once(run, engine, step) for step in range(1, steps + 1)]
+    bits = {slot.name: slot.parameter.detach().view(torch.uint8).numpy().tobytes() for slot in engine.slots if not slot.cut}
+    return {"steps": numbers, "whole": {name: hashlib.sha256(value).hexdigest() for name, value in bits.items()}}
 
 
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:

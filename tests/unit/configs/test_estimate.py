@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from uniaudio.configs.estimate import memory_gb, padded_vocabulary_size, seconds_per_step, vocabulary_size
+from uniaudio.configs.flops import is_cut, parameter_shapes, rank_count
 from uniaudio.configs.load import load_config
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.run import RunConfig
@@ -41,7 +42,8 @@ def test_zero_and_the_layout_cut_the_states():
         (*ALONE,), (*ALONE, "optim.gradient_accumulation=2"), (*ALONE, "parallel.data_parallel_size=2"))]  # fmt: skip
     assert bf16[1] == pytest.approx(3 * bf16[0]) and bf16[2] == pytest.approx(4 * bf16[0]), "2 bytes; 2 + 4; 2 + 4 + 4/2"
     cut = memory_gb(run("parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2", "parallel.data_parallel_size=4"))
-    assert cut.weights < 0.26 * memory_gb(run()).weights
+    whole_weights = memory_gb(run()).weights
+    assert 0.3 * whole_weights < cut.weights < 0.32 * whole_weights, "(a quarter of the parameters + half of the rest) / 2 stages"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,18 @@ def test_recomputation_and_pipeline_change_the_activations():
     assert memory_gb(run("data.rows_per_micro_batch=8")).activations == pytest.approx(2 * whole)
 
 
+@pytest.mark.parametrize("codebooks", [3, 8])
+def test_a_tensor_parallel_rank_holds_what_is_estimated(codebooks):
+    """The parameters of the real model, without their memory: which are cut, and how many are left."""
+    config = run(*ALONE, "parallel.tensor_parallel_size=2", f"model.num_codebooks={codebooks}")
+    rows = padded_vocabulary_size(config.model)
+    with torch.device("meta"):
+        model = MultiScaleTransformer(config.model, load_vocabulary("paper", codebooks), num_tasks=7, seed=None)
+    cut = {name for name, parameter in model.global_blocks.named_parameters(prefix="global_blocks") if hasattr(parameter, "partition_dim")}
+    assert {name for name in parameter_shapes(config.model, rows) if is_cut(name)} == cut
+    assert rank_count(config, rows)[0] == sum(p.numel() / (1 + (name in cut)) for name, p in model.named_parameters())
+
+
 def test_parts_are_said():
     assert "activations 19.3" in str(memory_gb(run(*ALONE)))
 
@@ -72,4 +86,4 @@ def test_time_of_a_step_is_that_of_the_measured_share_of_the_peak():
     """52,060 frames/s at 45.9 % (docs/runs/paper_1b_h100/report_16k.md)."""
     config = run(*ALONE, "data.rows_per_micro_batch=8")
     assert config.frames_per_step / seconds_per_step(config, gpu="H100", mfu=0.459) == pytest.approx(52_060, rel=0.01)
-    assert padded_vocabulary_size(config.model, config.parallel) == 4224
+    assert padded_vocabulary_size(config.model) == 4224

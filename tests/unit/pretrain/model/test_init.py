@@ -6,7 +6,7 @@ from tiny_model import RELEASED_FORM, VOCABULARY, tiny_config
 
 from uniaudio.pretrain.model.init import initialize_parameters, whole_tensor
 from uniaudio.pretrain.model.model import MultiScaleTransformer
-from uniaudio.pretrain.parallel.tensor import TensorParallel
+from uniaudio.pretrain.parallel.tensor import TensorParallel, mark_cut
 
 
 def test_same_seed_same_weights_and_another_seed_others() -> None:
@@ -27,7 +27,7 @@ def test_a_layer_alone_gets_the_values_that_it_has_in_the_model() -> None:
 def test_slices_put_together_are_the_whole_tensor(size) -> None:
     config = tiny_config(**RELEASED_FORM)
     attention = "global_blocks.0.attention"
-    names = ["embed.code.weight", f"{attention}.qkv.weight", f"{attention}.qkv.bias", "local_blocks.0.mlp.down.weight"]
+    names = [f"{attention}.qkv.weight", f"{attention}.qkv.bias", "global_blocks.1.mlp.down.weight"]
     model = MultiScaleTransformer(config, VOCABULARY, seed=5)
     for name in names:
         parameter = model.get_parameter(name)
@@ -35,19 +35,19 @@ def test_slices_put_together_are_the_whole_tensor(size) -> None:
         parts = []
         for rank in range(size):
             holder = torch.nn.ParameterDict()
-            rows = 128 if hasattr(parameter, "valid_rows") else parameter.shape[dim] // size
-            shape = [rows if d == dim else n for d, n in enumerate(parameter.shape)]
-            part = torch.nn.Parameter(torch.full(shape, torch.nan))
-            part.partition_dim = dim
-            if hasattr(parameter, "valid_rows"):
-                part.valid_rows = parameter.valid_rows
+            shape = [n // size if d == dim else n for d, n in enumerate(parameter.shape)]
+            part = mark_cut(torch.nn.Parameter(torch.full(shape, torch.nan)), dim, TensorParallel(size, rank))
             holder[name.rsplit(".", 1)[1]] = part
             initialize_parameters(holder, seed=5, config=config, tensor=TensorParallel(size, rank), prefix=name.rsplit(".", 1)[0])
             parts.append(part.detach())
-        whole = torch.cat(parts, dim=dim)
-        rows = getattr(parameter, "valid_rows", parameter.shape[0])
-        assert torch.equal(whole[:rows], parameter.detach()[:rows])
-        assert whole[rows:].abs().sum() == 0
+        assert torch.equal(torch.cat(parts, dim=dim), parameter.detach())
+
+
+def test_rows_that_pad_the_vocabulary_are_zero() -> None:
+    model = MultiScaleTransformer(tiny_config(), VOCABULARY, seed=5)
+    for table in (model.embed.code, model.link.code, model.head.projection):
+        assert len(table.weight) > VOCABULARY.size and table.weight[: VOCABULARY.size].abs().sum(dim=1).min() > 0
+        assert table.weight[VOCABULARY.size :].abs().sum() == 0
 
 
 def test_scale_follows_the_name() -> None:
