@@ -174,7 +174,7 @@ def _tensor_parallel_bytes(run: RunConfig, rows: int) -> float:
     size, stages, data = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
     tokens = run.frames_per_step / data * model.steps_per_frame * model.global_layers / stages
     crossings = 12 if parallel.recompute == "full" else 8
-    of_whole = 4 * run.optim.gradient_accumulation
+    of_whole: float = 4 * run.optim.gradient_accumulation
     if parallel.zero_stage == 1:
         of_whole = 4 + 4 / data + (2 if data > 1 else 0)
     return (crossings * tokens * model.width * 2 + of_whole * whole_count(run, rows) / stages) * (size - 1) / size
