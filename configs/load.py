@@ -1,9 +1,11 @@
 """YAML and dotted overrides in, frozen config out; every fault becomes one line with key, value and what is allowed."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -91,24 +93,42 @@ def validate(kind: type[ConfigT], tree: Any, *, source: str, overrides: Sequence
 
 
 def _explain(kind: type[Section], error: ValidationError, source: str, overrides: Sequence[str]) -> UserError:
-    first, *rest = error.errors(include_url=False)
+    # an unknown key first: what is missing is often that key, misspelt
+    first, *rest = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     source = next((f"override {given}" for given in reversed(overrides) if f"{key}.".startswith(f"{given.partition('=')[0]}.")), source)
     more = f" (and {len(rest)} more)" if rest else ""
     if first["type"] == "extra_forbidden":
-        return UserError(f"{source}: unknown key {key}{more}", seen=first["input"], allowed=", ".join(_keys_beside(kind, first["loc"])))
+        beside = _keys_of(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), beside, n=1)
+        remedy = f"did you mean {near[0]}?" if near else None
+        # a section may hold what nobody should see, and is too long to show
+        seen = None if isinstance(first["input"], dict | list) else redact(str(first["input"]))
+        return UserError(f"{source}: unknown key {key}{more}", seen=seen, allowed=", ".join(beside), remedy=remedy)
+    if first["type"] == "model_type" and not isinstance(first["input"], dict | list):
+        allowed = f"a mapping of {', '.join(_keys_of(kind, first['loc']))}"
+        return UserError(f"{source}: {key}: not a section{more}", seen=redact(str(first["input"])), allowed=allowed)
     # A section's own rule names what it saw; the whole section is too long to show, and may hold what nobody should see.
     seen = None if first["type"] == "missing" or isinstance(first["input"], dict | list) else redact(str(first["input"]))
     return UserError(f"{source}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}", seen=seen)
 
 
-def _keys_beside(kind: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    """Names allowed in the section that holds the unknown key at `location`."""
-    section: Any = kind
-    for part in location[:-1]:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = field.annotation if field else None
-    return sorted(section.model_fields) if hasattr(section, "model_fields") else ["(see configs/)"]
+def _keys_of(kind: type[Section], location: Sequence[int | str]) -> list[str]:
+    """Names allowed in the section at `location`, also where sections lie in a mapping or may be left out."""
+    inside: Any = kind
+    for part in location:
+        if _is_section(inside):
+            field = inside.model_fields.get(part)
+            inside = field.annotation if field else None
+        else:  # a key of dict[str, Section]
+            inside = next(filter(_is_section, get_args(inside)), None)
+        if isinstance(inside, UnionType):  # Section | None
+            inside = get_args(inside)[0]
+    return sorted(inside.model_fields) if _is_section(inside) else ["(see configs/)"]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides: Sequence[str] = ()) -> ConfigT:

@@ -40,23 +40,33 @@ def load_codec(path: str | Path | None = None, *, device: str | torch.device = "
         UserError: no such file, not a codec file, or weights that do not fit its config.
     """
     file = SHIPPED if path is None else Path(path)
-    if not file.is_file():
-        raise UserError("no codec weights", seen=file, remedy="train them: uniaudio codec train CODEC.yaml")
-    try:
-        with safe_open(str(file), framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise UserError("not a safetensors file", seen=file, remedy=str(error)) from error
-    if "config" not in metadata:
-        raise UserError("these are not weights of the universal codec", seen=file, remedy="use a file written by uniaudio codec train")
-    codec = UniversalCodec(validate(CodecModelConfig, json.loads(metadata["config"]), source=str(file)))
+    codec = UniversalCodec(read_config(file))
+    with safe_open(str(file), framework="pt") as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     try:
         codec.load_state_dict({name: value.float() for name, value in tensors.items()})
     except RuntimeError as error:
         raise UserError("weights do not fit their config", seen=file, remedy=str(error)) from error
     codec.quantizer.freeze()
     return codec.requires_grad_(False).eval().to(device).compute_in(dtype)
+
+
+def read_config(path: Path) -> CodecModelConfig:
+    """The shape of the codec in a weights file, of which nothing else is read.
+
+    Raises:
+        UserError: no such file, or not a codec file.
+    """
+    if not path.is_file():
+        raise UserError("no codec weights", seen=path, remedy="train them: uniaudio codec train CODEC.yaml")
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except SafetensorError as error:
+        raise UserError("not a safetensors file", seen=path, remedy=str(error)) from error
+    if "config" not in metadata:
+        raise UserError("these are not weights of the universal codec", seen=path, remedy="use a file written by uniaudio codec train")
+    return validate(CodecModelConfig, json.loads(metadata["config"]), source=str(path))
 
 
 def read_notes(path: str | Path | None = None) -> dict[str, str]:

@@ -35,13 +35,14 @@ class CodecTokenizer:
     name, view = "codec", "audio"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        from uniaudio.tokenize_farm.codec.weights import SHIPPED
-
         require("torch", needed_for="tokenizer codec")
+        from uniaudio.tokenize_farm.codec.weights import SHIPPED, read_config
+
         self.options = validate(CodecOptions, dict(options), source="tokenizer codec")
         self._weights = Path(self.options.weights) if self.options.weights else SHIPPED
-        if not self._weights.is_file():
-            raise UserError("tokenizer codec: no codec weights", seen=self._weights, remedy="train them: uniaudio codec train CODEC.yaml")
+        levels = read_config(self._weights).num_codebooks
+        if self.options.num_codebooks > levels:
+            raise UserError("tokenizer codec: num_codebooks", seen=self.options.num_codebooks, allowed=f"1..{levels}")
         self.version = digest(self._weights, str(self.options.num_codebooks))
 
     @cached_property

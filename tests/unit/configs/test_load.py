@@ -106,6 +106,26 @@ def test_missing_key_is_named():
         validate(FarmConfig, {"output_dir": "x", "tokenizers": {"audio": {"name": "codec"}}}, source="farm")
 
 
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"tokenisers": {"audio": {"name": "codec"}}},
+            r"unknown key tokenisers \(and 1 more\) \| allowed: .* \| remedy: did you mean tokenizers\?",
+        ),
+        (
+            {"tokenizers": {"audio": {"name": "codec", "levels": 3}}},
+            r"unknown key tokenizers\.audio\.levels \| seen: 3 \| allowed: name, options",
+        ),
+        ({"tokenizers": {"audio": "codec"}}, r"tokenizers\.audio: not a section \| seen: codec \| allowed: a mapping of name, options"),
+        ({"tokenizers": {}, "filters": {"min_second": 1}}, r"unknown key filters\.min_second .*did you mean min_seconds\?"),
+    ],
+)
+def test_a_misspelt_key_is_told_with_those_there_are(tree, message):
+    with pytest.raises(UserError, match=message):
+        validate(FarmConfig, {"manifest": "m", "output_dir": "x"} | tree, source="farm")
+
+
 def test_fp8_without_what_it_needs_is_refused():
     base = ["train.fp8=true", "parallel.zero_stage=1", "parallel.tensor_parallel_size=1"]
     load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.precision=bf16"])

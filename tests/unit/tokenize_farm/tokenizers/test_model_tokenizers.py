@@ -16,7 +16,7 @@ from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.tokenizers.codec import CodecTokenizer
 from uniaudio.tokenize_farm.tokenizers.encodec import EncodecTokenizer
 from uniaudio.tokenize_farm.tokenizers.hubert import HubertTokenizer
-from uniaudio.tokenize_farm.tokenizers.protocol import AudioTokenizer, Clip, num_frames
+from uniaudio.tokenize_farm.tokenizers.protocol import AheadTokenizer, AudioTokenizer, Clip, num_frames
 from uniaudio.tokenize_farm.tokenizers.t5 import T5Tokenizer
 from uniaudio.tokenize_farm.tokenizers.text import TextTokenizer
 
@@ -68,6 +68,25 @@ def test_codec_version_follows_weights_and_levels(codec_file: Path) -> None:
     first = CodecTokenizer({"weights": str(codec_file)})
     assert first.version == CodecTokenizer({"weights": str(codec_file)}).version
     assert first.version != CodecTokenizer({"weights": str(codec_file), "num_codebooks": 3}).version
+
+
+def test_codec_files_and_levels_are_looked_at_before_anything_starts(codec_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_codebooks \| seen: 9 \| allowed: 1..8"):
+        CodecTokenizer({"weights": str(codec_file), "num_codebooks": 9})
+    (tmp_path / "text").write_text("no weights")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        CodecTokenizer({"weights": str(tmp_path / "text")})
+    save_file({"other": np.zeros(3, np.float32)}, str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"not weights of the universal codec.*codec train"):
+        CodecTokenizer({"weights": str(tmp_path / "other")})
+
+
+def test_codec_loads_before_it_is_asked(codec_file: Path) -> None:
+    tokenizer = CodecTokenizer({"weights": str(codec_file)})
+    assert isinstance(tokenizer, AheadTokenizer)
+    tokenizer.load()
+    assert "_codec" in vars(tokenizer) and "_encoder" in vars(tokenizer)
+    assert tokenizer.begin([])() == []
 
 
 def test_embedded_text_encoder_gives_states_for_descriptions_only() -> None:
