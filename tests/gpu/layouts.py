@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from random_shards import write_random_shards
 
-# tensor, pipeline, data, ZeRO stage; rows of a micro-batch and accumulation make ROWS x STEPS_OF_A_GPU rows in all.
+# tensor, pipeline, data, ZeRO stage. ROWS x MICRO_BATCHES rows a step in all; a micro-batch has ROWS for each tensor-parallel rank, so that
+# every card has as many tokens to work on as one alone would (docs/tensor_parallel.md).
 LAYOUTS = {
     "one": (1, 1, 1, 1),
     "dp2": (1, 1, 2, 1),
@@ -34,14 +35,15 @@ LAYOUTS = {
     "zero2_dp4": (1, 1, 4, 2),
     "zero3_dp4": (1, 1, 4, 3),
 }
-ROWS, MICRO_BATCHES = 4, 8  # rows of a micro-batch; micro-batches of a step over all data-parallel ranks
+ROWS, MICRO_BATCHES = 4, 8
 
 
 def train(arguments: argparse.Namespace, name: str, left: float) -> list[dict[str, Any]]:
     """The lines of the layout's metrics; empty where it failed or took too long."""
     tensor, pipeline, data, zero = LAYOUTS[name]
     settings = {
-        "data.shards": arguments.out / "shards", "data.rows_per_micro_batch": ROWS, "optim.gradient_accumulation": MICRO_BATCHES // data,
+        "data.shards": arguments.out / "shards", "data.rows_per_micro_batch": ROWS * tensor,
+        "optim.gradient_accumulation": MICRO_BATCHES // (data * tensor),
         "parallel.tensor_parallel_size": tensor, "parallel.pipeline_parallel_size": pipeline, "parallel.data_parallel_size": data,
         "parallel.zero_stage": zero, "train.steps": arguments.steps, "train.log_every": 3, "train.save_every": 10_000,
         "train.evaluate_batches": 1, "train.output_dir": arguments.out / name, "optim.warmup_steps": 10,
@@ -75,7 +77,7 @@ def row(name: str, lines: list[dict[str, Any]], one: dict[str, Any] | None) -> d
     if one is None or "losses" not in one:
         return found | {"verdict": "reference"}
     worst = max(abs(ours - truth) / truth for ours, truth in zip(found["losses"], one["losses"]))
-    bubble = (pipeline - 1) / (MICRO_BATCHES // data + pipeline - 1)
+    bubble = (pipeline - 1) / (MICRO_BATCHES // (data * tensor) + pipeline - 1)
     share = speed / one["frames_per_second_a_gpu"]
     return found | {
         "of_one": share, "of_one_without_bubble": share / (1 - bubble), "worst_loss_difference": worst,
