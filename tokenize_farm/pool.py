@@ -14,11 +14,14 @@ import ray
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import Unavailable, UserError
+from uniaudio.log import get_logger
+
+logger = get_logger("farm")
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # without a decoding stage nothing but lines and sidecars crosses it
 _START_TRIES = 3
 _CALLS_AHEAD = 2  # on a worker: one computes, the other publishes; one more waits decoded where there is a stage for it
-_DEATHS_AT_START = 5  # of workers, one after another, while none runs
+_DEATHS_AT_START = 5  # of workers, one after another: no more are tried then
 
 
 class Pool:
@@ -78,15 +81,24 @@ class Pool:
         except ray.exceptions.RayActorError as error:
             if getattr(error, "actor_init_failed", False):
                 raise UserError("a worker could not start", seen=str(error).strip().splitlines()[-1]) from error
-            self.restarts += 1  # its node went while it started
-            self._deaths_at_start += 1
-            if self._deaths_at_start >= _DEATHS_AT_START and not self._calls:
-                remedy = "look for the reason in Ray's logs: too little memory for the models of so many workers, or a library that crashes"
-                raise UserError(f"{_DEATHS_AT_START} workers died while they started", seen=str(error).strip(), remedy=remedy) from error
+            self._died_at_start(error)
             return
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         self._calls[actor] = self._deaths_at_start = 0
+
+    def _died_at_start(self, error: Exception) -> None:
+        """Its node went, or there is no room for it: one more is tried, unless several died in a row."""
+        self.restarts += 1
+        self._deaths_at_start += 1
+        if self._deaths_at_start < _DEATHS_AT_START:
+            return
+        told = f"{_DEATHS_AT_START} workers died while they started"
+        if not self._calls:
+            remedy = "look for the reason in Ray's logs: too little memory for the models of so many workers, or a library that crashes"
+            raise UserError(told, seen=" ".join(str(error).split())[:200], remedy=remedy) from error
+        self.most, self._deaths_at_start = len(self._calls), 0
+        logger.warning("%s; the farm goes on with the %d that run", told, self.most)
 
     def name(self, actor: Any) -> str:
         """Host and process of an actor that came up."""

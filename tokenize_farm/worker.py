@@ -7,22 +7,26 @@ ends the run, so that no bug can pass for bad data.
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.audio import SAMPLE_RATE
-from uniaudio.tokenize_farm.clock import Clock
+from uniaudio.tokenize_farm.clock import Clock, SharedTime
 from uniaudio.tokenize_farm.decode import Decoder, Drops
 from uniaudio.tokenize_farm.output import open_output
 from uniaudio.tokenize_farm.schema import TokenizedClip, base_view
 from uniaudio.tokenize_farm.simulate.simulator import Simulator
 from uniaudio.tokenize_farm.tokenizers.protocol import AheadTokenizer, Clip, Tokenizer, make_tokenizer
 from uniaudio.tokenize_farm.units import WorkUnit, clip_key
+
+ResultT = TypeVar("ResultT")
 
 _META_KEYS = ("speaker", "language", "text", "caption", "instruction", "source", "licence")
 
@@ -82,7 +86,7 @@ class UnitWorker:
         self._tokenizers = make_tokenizers(config)
         self._decoder = Decoder(config)
         self._output = open_output(config.output_dir)
-        self._computing = threading.Lock()
+        self._computing, self._device_time = threading.Lock(), SharedTime()
         self._simulator = Simulator(config)
         self._versions = tokenizer_versions(self._tokenizers) | self._simulator.versions()
         if self._versions != versions:
@@ -115,7 +119,7 @@ class UnitWorker:
             batches: Iterable[list[Clip]]
             batches = decoded.batches if decoded else self._decoder.batches(unit.rows, unit.folder, drops, clock, poison=unit.poison)
             clips, pending = self._tokenize(batches, unit.split, clock)
-        for wait in pending:  # the next unit is begun meanwhile; the device's time is in its steps, as these wait for room
+        for wait in pending:  # the next unit is begun meanwhile
             wait()
         extra = {"fingerprint": unit.fingerprint, "rows": len(unit.lines), "dropped_details": drops.details}
         with clock.step("write"):
@@ -141,11 +145,14 @@ class UnitWorker:
         made = [TokenizedClip(clip_key(clip.row), clip_meta(clip)) for clip in batch]
 
         def encode(view: str, tokenizer: Tokenizer, clips: list[Clip], into: list[TokenizedClip]) -> None:
-            with clock.step(f"{view}:{tokenizer.name}"):
-                if isinstance(tokenizer, AheadTokenizer):
-                    pending.append(partial(_put, view, tokenizer.begin(clips), into))
-                else:
-                    _put(view, partial(tokenizer.encode, clips), into)
+            step = f"{view}:{tokenizer.name}"
+            if isinstance(tokenizer, AheadTokenizer):
+                begun = self._on_device(clock, step, partial(tokenizer.begin, clips))
+                pending.append(lambda: _put(view, self._on_device(clock, step, begun), into))
+                return
+            with clock.step(step):
+                arrays = tokenizer.encode(clips)
+            _put(view, arrays, into)
 
         for view, tokenizer in self._tokenizers.items():
             encode(view, tokenizer, batch, made)
@@ -157,10 +164,17 @@ class UnitWorker:
             encode(view, self._tokenizers[base_view(view)], clips, [made[i] for i in having])
         return made
 
+    def _on_device(self, clock: Clock, step: str, work: Callable[[], ResultT]) -> ResultT:
+        """Counts what starting on a device and waiting for it take; what units that overlap share, once."""
+        begin = time.perf_counter()
+        result = work()
+        clock.add(step, self._device_time.since(begin))
+        return result
 
-def _put(view: str, arrays: Callable[[], Sequence[np.ndarray | None]], into: Sequence[TokenizedClip]) -> None:
+
+def _put(view: str, arrays: Sequence[np.ndarray | None], into: Sequence[TokenizedClip]) -> None:
     """Writes the arrays of one view into the clips that they are of."""
-    for clip, array in zip(into, arrays(), strict=True):
+    for clip, array in zip(into, arrays, strict=True):
         if array is not None:
             clip.views[view] = array
 

@@ -1,5 +1,7 @@
 """Starting Ray and choosing how many of what, without starting any."""
 
+import logging
+
 import pytest
 
 from uniaudio.configs.farm import FarmConfig
@@ -99,6 +101,15 @@ def test_workers_that_die_one_after_another_while_they_start_end_the_farm(monkey
     with pytest.raises(UserError, match=r"5 workers died while they started.*out of memory.*Ray's logs"):
         workers.came_up(4)
     assert workers.restarts == 5
+
+
+def test_a_farm_goes_on_with_the_workers_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    workers = starting_pool(monkeypatch, pool.ray.exceptions.RayActorError(error_msg="out of memory"))
+    workers._calls, workers.most = {"one": 0, "two": 1}, 4
+    monkeypatch.setattr(logging.getLogger("uniaudio"), "propagate", True)
+    for number in range(5):
+        workers.came_up(number)
+    assert workers.most == 2 and "5 workers died while they started; the farm goes on with the 2 that run" in caplog.text
 
 
 @pytest.mark.parametrize(("fields", "calls"), [({}, 2), ({"decode_workers": 1}, 3)])

@@ -15,6 +15,7 @@ import soundfile
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.errors import UserError
+from uniaudio.tokenize_farm.clock import SharedTime
 from uniaudio.tokenize_farm.index import ShardPaths
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.shard_reader import ShardReader
@@ -211,6 +212,12 @@ def test_the_next_unit_is_begun_while_the_arrays_of_one_are_awaited(tmp_path: Pa
     for number in range(2):
         with ShardReader(tmp_path / "out" / f"train-{number:06d}.tar") as reader:
             assert (reader.view(0, "midi") == number).all()
+
+
+def test_time_that_units_share_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, ends = SharedTime(), iter((40.0, 100.0, 130.0))
+    monkeypatch.setattr("uniaudio.tokenize_farm.clock.time.perf_counter", lambda: next(ends))
+    assert [shared.since(begin) for begin in (10.0, 12.0, 120.0)] == [30.0, 60.0, 10.0]
 
 
 def test_a_gpu_gets_more_audio_at_once(tmp_path: Path) -> None:
