@@ -1,12 +1,17 @@
-"""Four ranks: the products over tokens that are cut, and the exchange of gradients that every rank has whole, against one process."""
+"""The products over tokens that are cut, a block of them with the kernels, and the exchange of gradients that every rank has whole."""
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from uniaudio.configs.model import ModelConfig
+from uniaudio.pretrain.model.blocks import GlobalBlock
+from uniaudio.pretrain.model.init import initialize_parameters
 from uniaudio.pretrain.parallel.sequence import gathered, gathered_linear, scattered_linear
+from uniaudio.pretrain.parallel.tensor import TensorParallel, is_cut
 from uniaudio.pretrain.parallel.whole_gradients import all_gather, reduce_scatter
 
 TOKENS, INNER, WIDTH = 20, 12, 6
@@ -57,11 +62,46 @@ def pairs(step: int) -> list[dist.ProcessGroup]:
     return [dist.new_group([first, first + step]) for first in ((0, 2) if step == 1 else (0, 1))]
 
 
-def worker() -> None:
+def four() -> None:
     dist.init_process_group("gloo")
     products()
     exchange()
 
 
+def block(backend: str, tensor: TensorParallel, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Output of a global block for this rank's frames, and the gradients, of what is whole summed over the ranks."""
+    config = ModelConfig(width=32, num_heads=2, ffn_width=64, global_layers=1, local_layers=1, max_positions=32)
+    made = GlobalBlock(config, tensor=tensor, backend=backend, recompute="none")
+    initialize_parameters(made, seed=1, config=config, tensor=tensor, prefix="global_blocks.0")
+    codes, starts = torch.zeros(2, 8, 3, dtype=torch.int64), torch.tensor([[0, 5], [0, 8]], dtype=torch.int32)
+    own = hidden[tensor.own(16)].clone().requires_grad_()
+    output = made((own, codes, codes.int(), starts, torch.zeros_like(starts), torch.zeros_like(starts), codes[..., 0].int()))[0]
+    (output * torch.linspace(-1, 1, 16)[tensor.own(16), None]).sum().backward()
+    found = {"output": gathered(output, tensor.group), "input": gathered(own.grad, tensor.group)}
+    for name, parameter in made.named_parameters():
+        grad = parameter.grad
+        if is_cut(parameter):
+            grad = gathered(grad.movedim(parameter.partition_dim, 0), tensor.group).movedim(0, parameter.partition_dim)
+        elif tensor.group is not None:
+            dist.all_reduce(grad)
+        found[name] = grad
+    return found
+
+
+def two() -> None:
+    dist.init_process_group("gloo")
+    hidden = random(16, 32, seed=7).float()
+    one = block("torch", TensorParallel(), hidden)
+    cut = block("triton", TensorParallel(2, dist.get_rank(), dist.group.WORLD), hidden)
+    for name, expected in one.items():
+        torch.testing.assert_close(cut[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_four_ranks_compute_what_one_does(tmp_path: Path) -> None:
-    run_ranks(4, tmp_path, worker)
+    run_ranks(4, tmp_path, four)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="gloo processes on the CPU, Triton in its interpreter")
+def test_a_cut_block_with_the_kernels_is_the_whole_block(tmp_path: Path) -> None:
+    """There the norms and the packed bias's kernel give the biases their gradients, as on one card."""
+    run_ranks(2, tmp_path, two)
