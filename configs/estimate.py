@@ -67,18 +67,25 @@ def memory_gb(run: RunConfig) -> MemoryGB:
 
     States of a parameter: fp32 4 bytes of weight, 4 of gradient, 8 of Adam's moments; bf16 2, 2 and 12 (moments and the fp32 master copy);
     frozen: the weight alone. ZeRO cuts them over the data-parallel ranks: 1 the optimizer's, 2 the gradients too, 3 the weights too.
-    bf16 under ZeRO-1 adds fp32 gradients of the whole share and what a rank receives of them, but in one process with one micro-batch.
+    bf16 under ZeRO-1 adds fp32 gradients of the whole share and what a rank receives of them; with one micro-batch and no other
+    data-parallel rank only of what tensor-parallel ranks have in common.
     """
     parallel = run.parallel
-    counts = rank_count(run, padded_vocabulary_size(run.model))
-    share, frozen = (count / parallel.pipeline_parallel_size / 1e9 for count in counts)
+    rows = padded_vocabulary_size(run.model)
+    share, frozen = (count / parallel.pipeline_parallel_size / 1e9 for count in rank_count(run, rows))
     weights, gradients, optimizer = (2.0, 2.0, 12.0) if run.train.precision == "bf16" else (4.0, 4.0, 8.0)
     data = parallel.data_parallel_size
     alone = run.optim.gradient_accumulation == data == parallel.pipeline_parallel_size == 1
-    if run.train.precision == "bf16" and parallel.zero_stage == 1 and not alone:
-        gradients += 4.0 + (4.0 / data if data > 1 else 0.0)
+    in_common = 0.0
+    if run.train.precision == "bf16" and parallel.zero_stage == 1:
+        if not alone:
+            gradients += 4.0 + (4.0 / data if data > 1 else 0.0)
+        elif parallel.tensor_parallel_size > 1:
+            in_common = 4.0 * whole_count(run, rows) / 1e9
     cut = [data if parallel.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    return MemoryGB((share + frozen) * weights / cut[0], share * gradients / cut[1], share * optimizer / cut[2], _activations_gb(run))
+    return MemoryGB(
+        (share + frozen) * weights / cut[0], share * gradients / cut[1] + in_common, share * optimizer / cut[2], _activations_gb(run)
+    )
 
 
 def _activations_gb(run: RunConfig) -> float:

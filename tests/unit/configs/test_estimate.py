@@ -75,7 +75,10 @@ def test_a_tensor_parallel_rank_holds_what_is_estimated(codebooks):
         model = MultiScaleTransformer(config.model, load_vocabulary("paper", codebooks), num_tasks=7, seed=None)
     cut = {name for name, parameter in model.global_blocks.named_parameters(prefix="global_blocks") if hasattr(parameter, "partition_dim")}
     assert {name for name in parameter_shapes(config.model, rows) if is_cut(name)} == cut
-    assert rank_count(config, rows)[0] == sum(p.numel() / (1 + (name in cut)) for name, p in model.named_parameters())
+    counts = {name: p.numel() / (1 + (name in cut)) for name, p in model.named_parameters()}
+    assert rank_count(config, rows)[0] == sum(counts.values())
+    in_common = sum(count for name, count in counts.items() if name not in cut)
+    assert memory_gb(config).gradients == pytest.approx((2 * sum(counts.values()) + 4 * in_common) / 1e9), "fp32 of what is reduced"
 
 
 def test_parts_are_said():
