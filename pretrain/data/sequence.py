@@ -198,8 +198,8 @@ class SequenceBuilder:
         added up.
         """
         codes = sequence.codes_LQ
-        self._expect(codes, 0, int(self._head[0]))
-        self._expect(codes, 1, int(self._head[1]))
+        self._expect(codes, 0, int(self._head[0, 0]))
+        self._expect(codes, 1, int(self._head[1, 0]))
         end, taken = 2, 0
         views: dict[str, np.ndarray] = {}
         for part in self._parts:
