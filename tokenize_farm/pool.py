@@ -152,7 +152,11 @@ def decoders(config: FarmConfig, cores: int) -> int:
 
 
 def _connect(config: FarmConfig, jobs: int) -> tuple[int, int]:
-    """Connects to the cluster, or starts Ray on this machine; returns the cores that Ray has, and how many processes decode."""
+    """Connects to the cluster, or starts Ray on this machine; returns the cores that Ray has, and how many processes decode.
+
+    Raises:
+        UserError: no cluster there, or more GPUs a worker than this machine has (a cluster may grow).
+    """
     if config.ray_address:
         try:
             ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
@@ -172,6 +176,13 @@ def _connect(config: FarmConfig, jobs: int) -> tuple[int, int]:
         dashboard_host="127.0.0.1",
         object_store_memory=None if staged else _OBJECT_STORE_BYTES,
     )
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0)
+    if "CPU" in resources and config.gpus_per_worker > gpus:  # without: the node has not reported yet
+        remedy = "gpus_per_worker=0 tokenizes on CPUs; or give the ray_address of a cluster with GPUs"
+        raise UserError(
+            "gpus_per_worker: this machine has too few GPUs", seen=f"{config.gpus_per_worker:g}", allowed=f"{gpus:g}", remedy=remedy
+        )
     return cores, staged
 
 

@@ -52,6 +52,13 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -
         pool._connect(make_config(ray_address="10.0.0.1:6379"), 1)
 
 
+def test_gpus_that_this_machine_lacks_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "start_ray", lambda **options: None)
+    monkeypatch.setattr(pool.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UserError, match=r"too few GPUs \| seen: 0.5 \| allowed: 0 \| remedy: gpus_per_worker=0 .*ray_address"):
+        pool._connect(make_config(gpus_per_worker=0.5), 1)
+
+
 @pytest.mark.parametrize(
     ("fields", "cores", "most"),
     [
