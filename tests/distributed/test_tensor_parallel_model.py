@@ -11,7 +11,7 @@ from ranks import run_ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "pretrain" / "model"))
 
-from tiny_model import PAPER_FORM, RELEASED_FORM, VOCABULARY, tiny_batch, tiny_config
+from tiny_model import PAPER_FORM, RELEASED_FORM, TIME_FORM, VOCABULARY, tiny_batch, tiny_config
 
 from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.pretrain.data.sequence import Sequence
@@ -25,7 +25,7 @@ from uniaudio.pretrain.parallel import layout as layout_module
 from uniaudio.pretrain.parallel.tensor import is_cut
 from uniaudio.pretrain.sampling import Sampling
 
-FORMS = {"paper": {**PAPER_FORM, "prefix_lm": True}, "released": RELEASED_FORM}
+FORMS = {"paper": {**PAPER_FORM, "prefix_lm": True}, "released": RELEASED_FORM, "time": TIME_FORM}
 Result = dict[str, torch.Tensor]
 
 
