@@ -90,7 +90,7 @@ class Flow:
 
     def _run(self, came: list[int]) -> Work:
         begin = time.perf_counter()
-        self.work.decoders = self.pool.decoders
+        self.work.decoders, self.work.calls_at_once = self.pool.decoders, self.pool.calls_at_once
         decode = ray.remote(decode_unit).options(num_cpus=1, max_retries=0) if self.pool.decoders else None
         while self.schedule.waiting or self._running or self._decoding or self._decoded:
             self.pool.grow(self.schedule.waiting + len(self._running) + len(self._decoding) + len(self._decoded))

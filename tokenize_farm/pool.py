@@ -20,12 +20,13 @@ logger = get_logger("farm")
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # without a decoding stage nothing but lines and sidecars crosses it
 _START_TRIES = 3
-_CALLS_AHEAD = 2  # on a worker: one computes, the other publishes; one more waits decoded where there is a stage for it
+_CALLS_AT_ONCE = 2  # on a worker: one computes, the other publishes
+_CALLS_AT_ONCE_DECODED = 5  # one computes, one waits, three publish: a disk or a store may take as long as three units for one
 _DEATHS_AT_START = 5  # of workers, one after another: no more are tried then
 
 
 class Pool:
-    """Actors of `kind` (`UnitWorker`), each with up to two calls at once.
+    """Actors of `kind` (`UnitWorker`), each with up to `calls_at_once` calls.
 
     Args:
         jobs: most actors that can be of use.
@@ -43,9 +44,9 @@ class Pool:
             raise UserError("no core is left to decode with", seen=f"{cores} cores, decode_workers {self.decoders}", remedy=remedy)
         wanted = config.workers or int((cores - self.decoders) / config.cpus_per_worker)
         self.most = max(1, min(jobs, wanted, room) if self.decoders else min(jobs, wanted))
+        self.calls_at_once = _CALLS_AT_ONCE_DECODED if self.decoders else _CALLS_AT_ONCE
         needs = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        self._kind = ray.remote(kind).options(**needs, max_restarts=0, max_concurrency=_CALLS_AHEAD + 2)
-        self._calls_ahead = _CALLS_AHEAD + bool(self.decoders)
+        self._kind = ray.remote(kind).options(**needs, max_restarts=0, max_concurrency=self.calls_at_once + 1)
         self.restarts = self._deaths_at_start = 0
         self._starting: dict[Any, Any] = {}  # reference of `ready` -> actor
         self._calls: dict[Any, int] = {}  # running actor -> calls in flight
@@ -108,7 +109,7 @@ class Pool:
         """The actor with the fewest calls that may take one more; with `alone`, one that has none."""
         open_to_work = [actor for actor in self._calls if actor not in self._alone]
         actor = min(open_to_work, key=self._calls.__getitem__, default=None)
-        return actor if actor is not None and self._calls[actor] < (1 if alone else self._calls_ahead) else None
+        return actor if actor is not None and self._calls[actor] < (1 if alone else self.calls_at_once) else None
 
     def took(self, actor: Any, *, alone: bool) -> None:
         """Counts a call."""

@@ -29,6 +29,7 @@ class Work:
     workers: int = 0
     decoders: int = 0
     restarts: int = 0
+    calls_at_once: int = 1  # of a worker: how many units it may be publishing
     seconds_by_step: dict[str, float] = field(default_factory=dict)
 
     def add(self, sidecar: Mapping, seconds_by_step: Mapping[str, float]) -> None:
@@ -44,12 +45,13 @@ class Work:
         """How busy each stage is, 0 to 1: seconds of its steps over the wall seconds of its processes.
 
         Without decoders there is one stage, `workers`, and its steps stand for it: what they leave is waiting (for units, or for a core).
+        With them, publishing is one of its own: it goes on beside the next units.
         """
+        apart = {"decode": self.decoders, "write": self.workers * self.calls_at_once} if self.decoders else {}
         stages: dict[str, float] = {}
         for step, seconds in sorted(self.seconds_by_step.items()):
-            processes = self.decoders if step == "decode" and self.decoders else self.workers
-            stage = "workers" if self.decoders and step != "decode" else step
-            stages[stage] = stages.get(stage, 0.0) + seconds / max(self.seconds * processes, 1e-9)
+            stage = "workers" if self.decoders and step not in apart else step
+            stages[stage] = stages.get(stage, 0.0) + seconds / max(self.seconds * apart.get(step, self.workers), 1e-9)
         return stages
 
     @property

@@ -280,12 +280,13 @@ def test_work_adds_up_speeds_by_step(tmp_path: Path) -> None:
     ("decoders", "busy", "bound_by"),
     [
         (0, {"decode": 0.15, "midi:f0": 0.25, "write": 0.05}, "midi:f0"),
-        (1, {"decode": 0.3, "workers": 0.3}, "decode"),
-        (2, {"decode": 0.15, "workers": 0.3}, "workers"),
+        (1, {"decode": 0.3, "workers": 0.25, "write": 0.01}, "decode"),
+        (2, {"decode": 0.15, "workers": 0.25, "write": 0.01}, "workers"),
     ],
 )
 def test_the_busiest_stage_bounds_the_farm(decoders: int, busy: dict[str, float], bound_by: str) -> None:
-    work = Work(seconds=10.0, workers=2, decoders=decoders, seconds_by_step={"decode": 3.0, "midi:f0": 5.0, "write": 1.0})
+    steps = {"decode": 3.0, "midi:f0": 5.0, "write": 1.0}
+    work = Work(seconds=10.0, workers=2, decoders=decoders, calls_at_once=5, seconds_by_step=steps)
     assert work.busy() == pytest.approx(busy) and work.bound_by == bound_by
     assert Work().bound_by == "nothing yet"
 

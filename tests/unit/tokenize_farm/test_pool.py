@@ -119,8 +119,8 @@ def test_a_farm_goes_on_with_the_workers_that_there_is_room_for(monkeypatch: pyt
     assert workers.most == 2 and "5 workers died while they started; the farm goes on with the 2 that run" in caplog.text
 
 
-@pytest.mark.parametrize(("fields", "calls"), [({}, 2), ({"decode_workers": 1}, 3)])
-def test_a_worker_that_is_decoded_for_has_one_more_unit_waiting(fields: dict, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fields", "calls"), [({}, 2), ({"decode_workers": 1}, 5)])
+def test_a_worker_that_is_decoded_for_may_publish_several_units_at_once(fields: dict, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_connect", lambda config, jobs: (4, pool.decoders(config, 4)))
     monkeypatch.setattr(pool.Pool, "grow", lambda self, wanted: None)
     workers = pool.Pool(make_config(**fields), {}, jobs=1, kind=object)
