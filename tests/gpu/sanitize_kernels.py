@@ -22,6 +22,7 @@ from uniaudio.kernels.embedding import frame_embedding
 from uniaudio.kernels.frame_attention import frame_attention
 from uniaudio.kernels.loss import linear_cross_entropy
 from uniaudio.kernels.norm import add_layer_norm, add_rms_norm, branch_layer_norm
+from uniaudio.kernels.rotary import rotate
 from uniaudio.kernels.varlen_attention import varlen_attention
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -61,6 +62,7 @@ def odd_shapes(dtype: torch.dtype, device: str) -> None:
     _run(lambda a: swiglu(a, backend="triton"), randn(17, 200))
     codes_XQ, positions = integers([[0, 6, 3], [6, 6, 0], [1, 2, 3]]), integers([0, 1, 4])
     _run(lambda t, p: frame_embedding(codes_XQ, t, positions, p, mode="sum", backend="triton"), randn(7, 40), randn(5, 40))
+    _run(lambda x: rotate(x, positions, backend="triton"), randn(3, 5, 3, 40))
     targets, mask = integers([0, 4, 36, 2, 1]), integers([1, 1, 0, 2, 1]).to(torch.int8)
     _run(lambda h, w: linear_cross_entropy(h, w, targets, mask, num_valid=37, backend="triton"), randn(5, 48), randn(40, 48))
 
