@@ -1,6 +1,7 @@
 # Two commands do all set-up: `make demo` and `make test`. Both build .venv once and reuse it.
 PYTHON ?= python3
 OUT ?= work/demo
+MODEL := models/all_tasks_30m
 BIN := .venv/bin
 VERSION := $(shell cat setup.py constraints.txt | sha256sum | cut -c1-12)
 INSTALLED := .venv/.installed-$(VERSION)
@@ -13,6 +14,9 @@ WHEEL_TARGET := --only-binary=:all: --python-version 3.12 --implementation cp \
 
 demo: venv  ## recordings -> farm -> training -> audio that one can hear
 	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir "$(subst ~/,$(HOME)/,$(AUDIO_DIR))")
+	@echo "and what nine minutes of one GPU give, by the model in $(MODEL):"
+	$(BIN)/uniaudio generate --checkpoint $(MODEL) --task tts --text "the weather is very nice today" \
+		--prompt $(MODEL)/samples/voice_slt.wav --out $(OUT)/audio/by_$(notdir $(MODEL)).wav
 
 # One file stays on one worker, so that what its tests share is made once; one thread each, or they wait for each other's.
 test: venv
