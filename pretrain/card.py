@@ -66,7 +66,10 @@ def model_rows(run: RunConfig, vocabulary: Vocabulary, shapes: dict[str, tuple[i
         ("global Transformer", f"{model.global_layers} layers, width {model.width}, {model.num_heads} heads, FFN {model.ffn_width}"),
         ("local Transformer", f"{model.local_layers} layers, width {model.width}, {model.local_heads} heads, FFN {model.ffn_width}"),
         ("frames", f"{model.num_codebooks} codes of {len(audio)} each; up to {model.max_positions} frames of context"),
-        ("form", f"embedding {model.embedding}, link {model.link}, prefix-LM {'on' if model.prefix_lm else 'off'}"),
+        (
+            "form",
+            f"embedding {model.embedding}, link {model.link}, positions {model.positions}, prefix-LM {'on' if model.prefix_lm else 'off'}",
+        ),
         ("vocabulary", f"{vocabulary.size} ids, fingerprint {vocabulary.fingerprint[:12]}"),
     ]
 

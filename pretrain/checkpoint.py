@@ -21,6 +21,8 @@ from typing import Any, Literal
 import torch
 
 from uniaudio.configs.finetune import FinetuneConfig
+from uniaudio.configs.load import validate
+from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
@@ -167,6 +169,7 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     Without `optimizer` a checkpoint's adapters go into its weights, and those of the engine stay as they are.
     """
     check_vocabulary(path, manifest, vocabulary)
+    check_meaning(path, manifest, engine.run.model)
     slots = engine.slots if optimizer else base_slots(engine.slots)
     check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     if optimizer:
@@ -183,6 +186,28 @@ def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabular
     """UserError with both tables where the checkpoint numbers tokens differently."""
     if manifest["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
         vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
+
+
+def recorded_run(path: Path, manifest: dict[str, Any]) -> RunConfig:
+    """The config that the checkpoint was made with; UserError where this version does not know it."""
+    return validate(RunConfig, manifest["config"], source=f"checkpoint {path}")
+
+
+# What the weights mean beyond their shapes.
+MEANING = ("structure", "positions", "embedding", "link", "num_heads", "local_heads", "gelu", "norm_eps")
+
+
+def check_meaning(path: Path, manifest: dict[str, Any], model: ModelConfig) -> None:
+    """UserError where weights of the same names would be used for other mathematics than those they were trained for."""
+    saved = recorded_run(path, manifest).model
+    for key in MEANING:
+        if getattr(saved, key) != getattr(model, key):
+            raise UserError(
+                f"checkpoint {path} is of another model: model.{key.replace('local_heads', 'local_num_heads')}",
+                seen=getattr(model, key),
+                allowed=getattr(saved, key),
+                remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
+            )
 
 
 def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -254,7 +279,7 @@ def load_model(path: Path, device: torch.device | str, dtype: torch.dtype) -> tu
     """
     path = find(Path(path))
     manifest = whole_manifest(path)
-    run = RunConfig.model_validate(manifest["config"])
+    run = recorded_run(path, manifest)
     vocabulary = Vocabulary.from_table(manifest["vocabulary"]["table"])
     backend: Literal["torch", "triton"] = "triton" if torch.device(device).type == "cuda" and run.model.kernels != "torch" else "torch"
     model = MultiScaleTransformer(run.model, vocabulary, num_tasks=len(run.data.tasks), backend=backend, seed=None)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from uniaudio.atomic import publish_directory
-from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import MANIFEST
 from uniaudio.pretrain.cuts import read_cut
@@ -26,7 +25,7 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
     require_free(out)
     path = checkpoint.find(source)
     manifest = checkpoint.whole_manifest(path, prefixes=("",))
-    run = RunConfig.model_validate(manifest["config"])
+    run = checkpoint.recorded_run(path, manifest)
     slots = model_slots(run.model, Vocabulary.from_table(manifest["vocabulary"]["table"]), run.finetune)
     checkpoint.check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     files = TensorFiles(path)

@@ -125,7 +125,7 @@ def export_checkpoint(source: Path, out: Path, *, precision: Precision = "saved"
     path = checkpoint.find(source)
     wants_master = precision == "fp32"
     manifest = checkpoint.whole_manifest(path, prefixes=("weights-", "optimizer-") if wants_master else ("weights-",))
-    tuned = RunConfig.model_validate(manifest["config"])
+    tuned = checkpoint.recorded_run(path, manifest)
     run = tuned.model_copy(update={"finetune": FinetuneConfig()})  # adapters go into the weights
     vocabulary = Vocabulary.from_table(manifest["vocabulary"]["table"])
     slots = {slot.name: slot for slot in model_slots(run.model, vocabulary)}

@@ -180,7 +180,7 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
 
 def _tell_differences(run: RunConfig, restored: Restored) -> None:
     """What this run's config says differently from the checkpoint's."""
-    before, now = flatten(RunConfig.model_validate(restored.manifest["config"])), flatten(run)
+    before, now = flatten(checkpoint.recorded_run(restored.path, restored.manifest)), flatten(run)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))

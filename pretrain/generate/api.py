@@ -8,6 +8,7 @@
 Owns the way from inputs to samples; the frame loop is `slots.py`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -59,6 +60,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise UserError("candidates", seen=self.candidates, allowed=">= 1")
+        for name, seconds in (("min_seconds", self.min_seconds), ("max_seconds", self.max_seconds)):
+            if seconds is not None and not 1 / FRAME_RATE <= seconds < math.inf:
+                raise UserError(name, seen=seconds, allowed=f"{1 / FRAME_RATE} or more")
 
 
 @dataclass(frozen=True)

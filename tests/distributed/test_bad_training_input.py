@@ -57,6 +57,16 @@ def test_a_config_that_cannot_be_is_refused_before_anything_is_imported(override
     assert done.returncode == 2 and message in line
 
 
+@pytest.mark.parametrize(("key", "value", "was"), [("positions", "time", "learned"), ("num_heads", "4", "2"), ("gelu", "tanh", "exact")])
+@pytest.mark.parametrize("how", ["resume", "init_from"])
+def test_weights_are_not_used_for_other_mathematics(folder: Path, tmp_path: Path, key: str, value: str, was: str, how: str) -> None:
+    before = contents(folder / "run")
+    place = [] if how == "resume" else [f"train.init_from={folder / 'run'}", f"train.output_dir={tmp_path / 'new'}"]
+    code, told = train(folder, f"model.{key}={value}", "train.steps=6", *place)
+    assert code == 2 and f"is of another model: model.{key} | seen: {value} | allowed: {was}" in told
+    assert contents(folder / "run") == before
+
+
 def test_a_shard_with_a_flipped_byte_is_named(folder: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(folder / "shards", shards)

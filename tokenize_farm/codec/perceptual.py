@@ -72,7 +72,7 @@ class QualityLoss(nn.Module):
 
     def disturbance(self, recorded_BS: Tensor, copy_BS: Tensor) -> Tensor:
         """(B,): 0.1 x the symmetric + 0.0309 x the asymmetric disturbance of each clip (P.862, sections 10.2.8 to 10.2.13)."""
-        recorded, copy = self._bark_power(recorded_BS), self._bark_power(copy_BS)
+        recorded, copy = self._bark_powers(recorded_BS, copy_BS)
         recorded = recorded * self._response_ratio(recorded.detach(), copy.detach())
         copy = copy * self._gain_ratio(recorded.detach(), copy.detach())
         loud_a, loud_b = self._loudness(recorded), self._loudness(copy)
@@ -86,15 +86,19 @@ class QualityLoss(nn.Module):
         asymmetric = (both * asymmetry[:, 1:]).sum(1)
         audible = (recorded * (recorded > self.threshold)).sum(1).detach()
         weight = ((audible + 1e5) / 1e7) ** 0.04
-        return 0.1 * _over_time((symmetric / weight).clamp(max=45)) + 0.0309 * _over_time((asymmetric / weight).clamp(max=45))
+        return 0.1 * _over_time(_ceiling(symmetric / weight)) + 0.0309 * _over_time(_ceiling(asymmetric / weight))
 
-    def _bark_power(self, samples_BS: Tensor) -> Tensor:
-        """(B, Z, T) power at the listening level, after the input filter."""
-        spectra = stft(samples_BS * 32_768, self.window, hop=len(self.window) // 2)
-        power = spectra.real.square() + spectra.imag.square()
-        spoken = (power * self.speech).sum(1).mean(1) / (len(self.window) * self.window.square().sum() / 2)  # Parseval: a mean square
-        scale = LISTENING_POWER / (spoken + QUIET_POWER)
-        return self.bands @ (power * self.response) * (POWER_SCALE * scale[:, None, None])
+    def _bark_powers(self, recorded_BS: Tensor, copy_BS: Tensor) -> list[Tensor]:
+        """(B, Z, T) powers after the input filter, the recording at the listening level and the copy as much louder or softer as it is.
+
+        P.862 brings the copy to that level by its own power. A decoder that is trained so learns to burst for 20 ms at a clip's first
+        sound: the burst holds most of the power, and the rest of the clip can have any level (docs/codec/training.md).
+        """
+        spectra = [stft(samples * 32_768, self.window, hop=len(self.window) // 2) for samples in (recorded_BS, copy_BS)]
+        powers = [spectrum.real.square() + spectrum.imag.square() for spectrum in spectra]
+        spoken = (powers[0] * self.speech).sum(1).mean(1) / (len(self.window) * self.window.square().sum() / 2)  # Parseval: a mean square
+        scale = POWER_SCALE * LISTENING_POWER / (spoken + QUIET_POWER)
+        return [self.bands @ (power * self.response) * scale[:, None, None] for power in powers]
 
     def _response_ratio(self, recorded: Tensor, copy: Tensor) -> Tensor:
         """(B, Z, 1): how the copy's mean spectrum differs, for frames that are not silent; a steady colouring disturbs less."""
@@ -198,6 +202,12 @@ def _speech_bins(window: int) -> Tensor:
     """(window / 2 + 1, 1): 1 between 350 and 3250 Hz, where the level is measured."""
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, window // 2 + 1)
     return ((frequencies >= 350) & (frequencies <= 3250)).float()[:, None]
+
+
+def _ceiling(disturbance: Tensor) -> Tensor:
+    """P.862 counts no frame beyond 45. A ceiling has no slope, and a decoder learned to let one frame of a clip burst for nothing more:
+    what lies beyond goes on at a tenth."""
+    return torch.where(disturbance < 45, disturbance, 45 + 0.1 * (disturbance - 45))
 
 
 def _over_time(frames_BT: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Owns saving and loading; the shipped weights lie beside it in `weights/`, with their model card.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def read_config(path: Path) -> CodecModelConfig:
     if "config" not in metadata:
         raise UserError("these are not weights of the universal codec", seen=path, remedy="use a file written by uniaudio codec train")
     return validate(CodecModelConfig, json.loads(metadata["config"]), source=str(path))
+
+
+def codes_digest(path: Path) -> str:
+    """sha256 of what decides the codes: config, encoder, codebooks. Weights that differ in the decoder alone have one and the same."""
+    total = hashlib.sha256(read_config(path).model_dump_json().encode())
+    with safe_open(str(path), framework="numpy") as handle:
+        for name in sorted(handle.keys()):
+            if not name.startswith("decoder."):
+                total.update(name.encode())
+                total.update(handle.get_tensor(name).tobytes())
+    return total.hexdigest()
 
 
 def read_notes(path: str | Path | None = None) -> dict[str, str]:

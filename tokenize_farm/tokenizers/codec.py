@@ -36,14 +36,14 @@ class CodecTokenizer:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         require("torch", needed_for="tokenizer codec")
-        from uniaudio.tokenize_farm.codec.weights import SHIPPED, read_config
+        from uniaudio.tokenize_farm.codec.weights import SHIPPED, codes_digest, read_config
 
         self.options = validate(CodecOptions, dict(options), source="tokenizer codec")
         self._weights = Path(self.options.weights) if self.options.weights else SHIPPED
         levels = read_config(self._weights).num_codebooks
         if self.options.num_codebooks > levels:
             raise UserError("tokenizer codec: num_codebooks", seen=self.options.num_codebooks, allowed=f"1..{levels}")
-        self.version = digest(self._weights, str(self.options.num_codebooks))
+        self.version = digest(codes_digest(self._weights), str(self.options.num_codebooks))
 
     @cached_property
     def _codec(self) -> "UniversalCodec":

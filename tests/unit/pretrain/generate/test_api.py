@@ -1,6 +1,7 @@
 """A checkpoint's model and tokenizers through the Python API and the command line: clips, streams, batches, candidates, limits."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -118,6 +119,9 @@ def test_no_room_an_unknown_task_and_no_candidates_are_refused(generator):
         generator.task("singing")
     with pytest.raises(UserError, match="candidates"):
         Options(candidates=0)
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"max_seconds \| seen: .* \| allowed: 0\.02 or more"):
+            Options(max_seconds=seconds)
     with pytest.raises(UserError, match="this machine has no CUDA device"):
         Generator.load("nowhere", device="cuda")
 

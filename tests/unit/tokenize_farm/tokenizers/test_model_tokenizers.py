@@ -11,7 +11,7 @@ from transformers import EncodecConfig, EncodecModel, HubertConfig, HubertModel,
 from uniaudio.configs.codec import CodecModelConfig
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec.model import UniversalCodec
-from uniaudio.tokenize_farm.codec.weights import save_codec
+from uniaudio.tokenize_farm.codec.weights import load_codec, save_codec
 from uniaudio.tokenize_farm.manifest import ManifestRow
 from uniaudio.tokenize_farm.tokenizers.codec import CodecTokenizer
 from uniaudio.tokenize_farm.tokenizers.encodec import EncodecTokenizer
@@ -68,6 +68,16 @@ def test_codec_version_follows_weights_and_levels(codec_file: Path) -> None:
     first = CodecTokenizer({"weights": str(codec_file)})
     assert first.version == CodecTokenizer({"weights": str(codec_file)}).version
     assert first.version != CodecTokenizer({"weights": str(codec_file), "num_codebooks": 3}).version
+
+
+@pytest.mark.parametrize(("part", "same"), [("decoder", True), ("encoder", False), ("quantizer", False)])
+def test_codec_version_is_that_of_its_codes_whatever_the_decoder(codec_file: Path, tmp_path: Path, part: str, same: bool) -> None:
+    codec = load_codec(codec_file)
+    with torch.no_grad():
+        next(iter(getattr(codec, part).parameters())).add_(0.01)
+    save_codec(tmp_path / "other.safetensors", codec)
+    versions = [CodecTokenizer({"weights": str(path)}).version for path in (codec_file, tmp_path / "other.safetensors")]
+    assert (versions[0] == versions[1]) == same
 
 
 def test_codec_files_and_levels_are_looked_at_before_anything_starts(codec_file: Path, tmp_path: Path) -> None:
