@@ -85,7 +85,7 @@ class PlainEngine(SimpleNamespace):
 
 def grown_model(tmp_path: Path, vocabulary: Vocabulary = GROWN) -> MultiScaleTransformer:
     model = make_model(tmp_path, vocabulary, seed=2)
-    load_initial(tmp_path, PlainEngine(slots=slots_of(model)), vocabulary)
+    load_initial(tmp_path, PlainEngine(slots=slots_of(model), run=run_config(tmp_path)), vocabulary)
     return model
 
 
@@ -127,7 +127,7 @@ def test_each_rank_takes_the_rows_of_its_own_ids(tmp_path: Path, trained: MultiS
     expected = dict(whole.named_parameters())[name]
     slot = next(slot for slot in slots_of(make_model(tmp_path, GROWN, seed=3)) if slot.name == name)
     seen: list[torch.Tensor] = []
-    engine = PlainEngine(slots=[replace(slot, start=1000, valid=2500)])
+    engine = PlainEngine(slots=[replace(slot, start=1000, valid=2500)], run=run_config(tmp_path))
     engine.write = lambda slot, tensors: seen.append(tensors["weight"])
     load_initial(tmp_path, engine, GROWN)
     assert torch.equal(seen[0], expected[1000:3500])

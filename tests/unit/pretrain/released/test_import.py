@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import original_model as original
@@ -228,12 +229,12 @@ def test_it_can_be_fine_tuned_from(released: Released, tmp_path: Path) -> None:
     fresh = MultiScaleTransformer(run.model, vocabulary, seed=0)
 
     class Collector:
-        """The two things of an engine that loading needs."""
+        """What loading needs of an engine."""
 
         def __init__(self) -> None:
             self.slots = [make_slot(name, parameter, Layout()) for name, parameter in fresh.named_parameters()]
             self.values: dict[str, torch.Tensor] = {}
-            self.state = self
+            self.state, self.run = self, SimpleNamespace(model=fresh.config)
 
         def write(self, slot, tensors):
             assert set(tensors) == {"weight"}
