@@ -14,7 +14,7 @@ class State(NamedTuple):
     frames alone. All else is whole on every rank:
 
     codes_BTQ int64, target_mask_BTQ int32 (0 or 1), document_starts_BD, prefix_lengths_BD and task_ids_BD int32: as in Batch.
-    positions_BT int32: where the global stack's attention places each frame (`positions.segment_times`, or as in Batch).
+    positions_BT int32: where the global stack's attention places each frame (by `positions.SegmentTimes`, or as in Batch).
     """
 
     hidden: torch.Tensor

@@ -67,7 +67,7 @@ class QualityLoss(nn.Module):
         return self.disturbance(recorded_BS, copy_BS).mean()
 
     def mos(self, recorded_BS: Tensor, copy_BS: Tensor) -> Tensor:
-        """(B,): the estimate of PESQ-wb (P.862.2's curve), 1.04 to 4.64."""
+        """(B,): the estimate of PESQ-wb (P.862.2's curve), 1.04 to 4.64, of a copy as loud as the recording: another level costs."""
         return 0.999 + 4 / (1 + torch.exp(-1.3669 * (4.5 - self.disturbance(recorded_BS, copy_BS)) + 3.8224))
 
     def disturbance(self, recorded_BS: Tensor, copy_BS: Tensor) -> Tensor:
