@@ -68,7 +68,7 @@ def memory_gb(run: RunConfig) -> MemoryGB:
     States of a parameter: fp32 4 bytes of weight, 4 of gradient, 8 of Adam's moments; bf16 2, 2 and 12 (moments and the fp32 master copy);
     frozen: the weight alone. ZeRO cuts them over the data-parallel ranks: 1 the optimizer's, 2 the gradients too, 3 the weights too.
     bf16 under ZeRO-1 adds fp32 gradients of the whole share and what a rank receives of them; with one micro-batch and no other
-    data-parallel rank only of what tensor-parallel ranks have in common.
+    data-parallel rank only of what tensor-parallel ranks have in common. An optimizer on the host has nothing here.
     """
     parallel = run.parallel
     rows = padded_vocabulary_size(run.model)
@@ -82,6 +82,8 @@ def memory_gb(run: RunConfig) -> MemoryGB:
             gradients += 4.0 + (4.0 / data if data > 1 else 0.0)
         elif parallel.tensor_parallel_size > 1:
             in_common = 4.0 * whole_count(run, rows) / 1e9
+    if parallel.offload_optimizer:
+        optimizer = 0.0
     cut = [data if parallel.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     return MemoryGB(
         (share + frozen) * weights / cut[0], share * gradients / cut[1] + in_common, share * optimizer / cut[2], _activations_gb(run)

@@ -16,6 +16,11 @@ class ParallelConfig(Section):
     pipeline_parallel_size: int = Field(1, ge=1)
     data_parallel_size: int = Field(1, ge=1)
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: bool = Field(
+        False,
+        description="fp32 weights and moments in the host's memory, updated by its cores (zero_stage 2 or 3): a step waits for them, and "
+        "12 bytes a parameter less on the GPU",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl on CUDA, gloo on CPU")
     recompute: Recompute = Field(
         "none",

@@ -138,6 +138,13 @@ def _check_training(run: RunConfig) -> None:
             allowed="1, 2, 3",
             remedy="set parallel.zero_stage=1: it costs nothing on one data-parallel rank",
         )
+    if parallel.offload_optimizer and parallel.zero_stage < 2:
+        raise UserError(
+            "parallel.offload_optimizer needs an optimizer step of DeepSpeed's own",
+            seen=f"parallel.zero_stage {parallel.zero_stage}",
+            allowed="2, 3",
+            remedy="set parallel.zero_stage=2",
+        )
     if run.train.fp8 and (run.train.precision != "bf16" or parallel.tensor_parallel_size > 1 or model.width % 16 or model.ffn_width % 16):
         raise UserError(
             "train.fp8 needs bf16 around it, whole layers, and widths that are multiples of 16",

@@ -37,4 +37,8 @@ class TrainConfig(Section):
     resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
     init_from: str | None = Field(None, description="checkpoint or export whose weights to start from; the vocabulary may be larger")
     experiment: str = "uniaudio"
-    threads: int | None = Field(None, ge=1, description="CPU threads of a process; default 1 beside a GPU, else cores / processes")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of a process; default 1 beside a GPU (all for an optimizer on the host), else cores / processes",
+    )

@@ -26,9 +26,10 @@ from torch import nn
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
 from uniaudio.log import get_logger
+from uniaudio.pretrain import launch
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.model.model import MultiScaleTransformer
-from uniaudio.pretrain.optim import gradient_norm, make_optimizer
+from uniaudio.pretrain.optim import gradient_norm, host_threads, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.named_state import NamedState, make_slot
 from uniaudio.pretrain.parallel.tensor import choose_backend
@@ -99,7 +100,7 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
             )
-        counters_on = torch.device("cpu") if self._kernel_step else self.device
+        counters_on = torch.device("cpu") if self._kernel_step or self.run.parallel.offload_optimizer else self.device
         self.state = NamedState(
             self.slots, self.layout, zero_stage=self.run.parallel.zero_stage, wrapped=self._deepspeed, optimizer=self._base,
             dtype=self.dtype, device=self.device, counters_on=counters_on,
@@ -165,14 +166,20 @@ class Engine:
             "train_micro_batch_size_per_gpu": run.data.rows_per_micro_batch,
             "gradient_accumulation_steps": self._micro_batches,
             "gradient_clipping": 0.0 if self._plain else run.optim.clip_norm,
-            "zero_optimization": {"stage": run.parallel.zero_stage, "overlap_comm": False},
+            "zero_optimization": {"stage": run.parallel.zero_stage, "overlap_comm": False, **self._offload()},
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast on the host, and needs no compiler there
             "bf16": {"enabled": self.dtype == torch.bfloat16},
             "data_types": {"grad_accum_dtype": "fp32"},
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             "steps_per_print": 2**31 - 1,
             "timers": {"throughput": {"enabled": False}},  # it makes the host wait for the device twice a step
         }
+
+    def _offload(self) -> dict[str, Any]:
+        if not self.run.parallel.offload_optimizer:
+            return {}
+        return {"offload_optimizer": {"device": "cpu", "pin_memory": self.device.type == "cuda"}}
 
     # ---- a step ----
 
@@ -197,7 +204,8 @@ class Engine:
                 self.stopwatch.mark("forward")
                 self._deepspeed.backward(self._collect(sums_KQ, counts_KQ))
                 self.stopwatch.mark("backward")
-                self._deepspeed.step()
+                with self._step_threads():
+                    self._deepspeed.step()
                 self.stopwatch.mark("optimizer")
         if not self._plain:
             self._norm = self._deepspeed.get_global_grad_norm()
@@ -218,6 +226,12 @@ class Engine:
             for batch in batches:
                 self._collect(*self._deepspeed(batch.as_tuple()))
         return self._statistics(None)
+
+    def _step_threads(self) -> contextlib.AbstractContextManager[None]:
+        """All cores for a step on the host: beside a GPU one thread is the rule."""
+        if not self.run.parallel.offload_optimizer:
+            return contextlib.nullcontext()
+        return host_threads(self.run.train.threads or launch.cores_of_a_process())
 
     def _own_targets(self, batch: Batch) -> int:
         """Target codes of the frames that this rank computes the loss of."""

@@ -171,6 +171,11 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return environment
 
 
+def cores_of_a_process() -> int:
+    """The host's cores that this process may use, shared among the host's processes of the training."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def free_port() -> int:
     """A port that nobody listens on, outside those of outgoing connections: rank 0 binds it only seconds later."""
     lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])

@@ -4,7 +4,8 @@ Owns nothing that must be saved: the schedule has no state, and the moments are 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -54,6 +55,17 @@ def make_optimizer(
         if parameters
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+@contextmanager
+def host_threads(count: int) -> Iterator[None]:
+    """So many threads for what torch does on the CPU meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def gradient_norm(gradients: Iterable[torch.Tensor], group: "torch.distributed.ProcessGroup | None") -> torch.Tensor:

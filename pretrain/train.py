@@ -70,8 +70,7 @@ def set_threads(run: RunConfig, device: torch.device) -> None:
 
     Beside a GPU one, since what is left for the CPU is small, and many threads that wait for each other hold up the launches.
     """
-    cores = 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
-    torch.set_num_threads(run.train.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(run.train.threads or (1 if device.type == "cuda" else launch.cores_of_a_process()))
 
 
 def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> MultiScaleTransformer:

@@ -46,6 +46,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1},
     "ZeRO 2": {"data_parallel_size": 2, "rows": 2, "zero": 2},
     "ZeRO 3": {"data_parallel_size": 2, "rows": 2, "zero": 3},
+    "ZeRO 2, optimizer on the host": {"data_parallel_size": 2, "rows": 2, "zero": 2, "offload_optimizer": True},
+    "ZeRO 3, optimizer on the host": {"data_parallel_size": 2, "rows": 2, "zero": 3, "offload_optimizer": True},
     "tensor 2 x data 2, ZeRO 1": {"tensor_parallel_size": 2, "data_parallel_size": 2, "rows": 2, "zero": 1},
     "tensor 2 x pipeline 2, ZeRO 1": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "accumulation": 2, "rows": 2, "zero": 1},
 }

@@ -38,6 +38,7 @@ def test_zero_and_the_layout_cut_the_states():
     assert zero1.optimizer == whole.optimizer / 16 and zero1.gradients == whole.gradients
     assert zero2.gradients == whole.gradients / 16 and zero2.weights == whole.weights
     assert zero3.states == pytest.approx(whole.states / 16)
+    assert memory_gb(run(sixteen, "parallel.zero_stage=2", "parallel.offload_optimizer=true")).optimizer == 0
     bf16 = [memory_gb(run("parallel.zero_stage=1", *more)).gradients for more in (
         (*ALONE,), (*ALONE, "optim.gradient_accumulation=2"), (*ALONE, "parallel.data_parallel_size=2"))]  # fmt: skip
     assert bf16[1] == pytest.approx(3 * bf16[0]) and bf16[2] == pytest.approx(4 * bf16[0]), "2 bytes; 2 + 4; 2 + 4 + 4/2"

@@ -126,6 +126,11 @@ def test_a_misspelt_key_is_told_with_those_there_are(tree, message):
         validate(FarmConfig, {"manifest": "m", "output_dir": "x"} | tree, source="farm")
 
 
+def test_an_optimizer_on_the_host_needs_zero_2_or_3():
+    with pytest.raises(UserError, match=r"offload_optimizer needs .* \| seen: parallel\.zero_stage 1 \| allowed: 2, 3"):
+        load_config(RunConfig, "paper_1b", folder="runs", overrides=["parallel.offload_optimizer=true"])
+
+
 def test_fp8_without_what_it_needs_is_refused():
     base = ["train.fp8=true", "parallel.zero_stage=1", "parallel.tensor_parallel_size=1"]
     load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.precision=bf16"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from uniaudio.configs.optim import OptimConfig
-from uniaudio.pretrain.optim import decays, gradient_norm, learning_rate, make_optimizer
+from uniaudio.pretrain.optim import decays, gradient_norm, host_threads, learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize(("schedule", "half", "end"), [("constant", 1.0, 1.0), ("cosine", 0.55, 0.1), ("linear", 0.55, 0.1)])
@@ -38,6 +38,14 @@ def test_only_matrices_of_projections_decay() -> None:
     groups = make_optimizer(OptimConfig(weight_decay=0.3), model.named_parameters()).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert len(groups[1]["params"]) == len(plain)
+
+
+def test_threads_of_a_step_on_the_host_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="a fault"), host_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise ValueError("a fault")
+    assert torch.get_num_threads() == before
 
 
 def test_gradient_norm_is_that_of_one_vector() -> None:
