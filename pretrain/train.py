@@ -26,6 +26,7 @@ from uniaudio.pretrain.grow import load_initial
 from uniaudio.pretrain.metrics import Clock, MetricsFile
 from uniaudio.pretrain.model import adapters
 from uniaudio.pretrain.model.model import MultiScaleTransformer
+from uniaudio.pretrain.optim import host_threads
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.tensor import choose_backend
@@ -79,17 +80,19 @@ def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: t
     products = ", products of the blocks in fp8" if run.train.fp8 else ""
     attention = backend if run.model.attention == "kernels" else run.model.attention
     logger.info("device %s, precision %s, kernels %s, global attention %s%s", device, run.train.precision, backend, attention, products)
-    model = MultiScaleTransformer(
-        run.model,
-        vocabulary,
-        num_tasks=len(run.data.tasks),
-        tensor_parallel=layout.tensor,
-        backend=backend,
-        recompute=run.parallel.recompute,
-        fp8=run.train.fp8,
-        stage=stage_layers(run, vocabulary.size, layout.pipeline_rank) if layout.pipeline_size > 1 else None,
-        seed=run.train.seed,
-    )
+    # Initial values are drawn on as many threads as torch may use, of which there is one beside a GPU: 7 B parameters take a minute on it.
+    with host_threads(run.train.threads or launch.cores_of_a_process()):
+        model = MultiScaleTransformer(
+            run.model,
+            vocabulary,
+            num_tasks=len(run.data.tasks),
+            tensor_parallel=layout.tensor,
+            backend=backend,
+            recompute=run.parallel.recompute,
+            fp8=run.train.fp8,
+            stage=stage_layers(run, vocabulary.size, layout.pipeline_rank) if layout.pipeline_size > 1 else None,
+            seed=run.train.seed,
+        )
     if run.finetune.active:
         adapters.prepare(model, run.finetune, seed=run.train.seed)
         counts = [sum(p.numel() for p in model.parameters() if p.requires_grad == trained) for trained in (True, False)]
