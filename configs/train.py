@@ -18,6 +18,10 @@ class TrainConfig(Section):
     fp8: bool = Field(
         False, description="products of the blocks with 8-bit operands, one scale a row (Hopper and later; the rest stays bf16)"
     )
+    cuda_graphs: Literal["auto", True, False] = Field(
+        False,
+        description="the step's layers as CUDA graphs, so that the host does not bound it; auto: where it is possible (docs/training.md)",
+    )
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
     evaluate_batches: int = Field(8, ge=1, description="micro-batches of held-out clips of one evaluation")

@@ -23,11 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from uniaudio.configs.rules import can_graph
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
+from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.data.batch import Batch
+from uniaudio.pretrain.graphs import GraphedLayers
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.optim import gradient_norm, host_threads, make_optimizer
 from uniaudio.pretrain.parallel.layout import Layout
@@ -70,6 +73,8 @@ class Engine:
         self._plain = run.parallel.zero_stage == 0
         self._kernel_step = self.dtype == torch.bfloat16 and run.parallel.zero_stage == 1
         self._initialize(model)
+        self._model, self._warm = model, False
+        self._graphs = GraphedLayers(model.as_layers()[:-1]) if self._wants_graphs() else None
 
     # ---- set-up ----
 
@@ -124,6 +129,19 @@ class Engine:
             backend=choose_backend(self.run.model.kernels, self.device),
             stopwatch=self.stopwatch,
         )
+
+    def _wants_graphs(self) -> bool:
+        wanted, cuda = self.run.train.cuda_graphs, self.device.type == "cuda"
+        if wanted is True and not cuda:
+            raise UserError("train.cuda_graphs: no CUDA device", seen=self.device, allowed="cuda", remedy="set train.cuda_graphs=auto")
+        return wanted is not False and cuda and can_graph(self.run)
+
+    def _prepare_graphs(self, batch: Batch) -> None:
+        """Captures them after the first step, which has compiled the kernels; after that they stay."""
+        if self._graphs is not None and self._warm and not self._graphs.captured:
+            self._graphs.capture(batch.as_tuple())
+            self._model.graphs = self._graphs
+        self._warm = True
 
     def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:
         from deepspeed.pipe import PipelineModule
@@ -193,6 +211,7 @@ class Engine:
         batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
         self._set_loss_scale(batches)
         self._totals.zero_()
+        self._prepare_graphs(batches[0])
         self.stopwatch.start()
         if self.layout.pipeline_size > 1:
             self._deepspeed.train_batch(data_iter=self._pipeline_batches(batches))

@@ -5,6 +5,7 @@ vocabulary ids. Output: loss sums by task and level, or logits; logits at (t, q)
 """
 
 import itertools
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -70,6 +71,7 @@ class MultiScaleTransformer(nn.Module):
         for module in [*self.global_blocks.modules(), *self.local_blocks.modules()] if fp8 else []:
             if isinstance(module, ColumnLinear | RowLinear):
                 module.fp8 = backend
+        self.graphs: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
         if seed is not None:
             initialize_parameters(self, seed=seed, config=config, tensor=tensor)
 
@@ -88,16 +90,19 @@ class MultiScaleTransformer(nn.Module):
 
         target_count: of those codes, taken before the batch went to the device, which then need not be waited for.
         """
+        run = self.graphs if self.graphs is not None and torch.is_grad_enabled() else self.before_head
+        loss_sums_KQ, counts_KQ = self.head(run(batch), target_count)
+        return loss_sums_KQ, counts_KQ
+
+    def before_head(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Batch.as_tuple() -> the State that the head takes. What `graphs` stands for in training, where it is set (`pretrain.graphs`)."""
         state = batch
         for layer in self.as_layers()[:-1]:
             state = layer(state)
-        loss_sums_KQ, counts_KQ = self.head(state, target_count)
-        return loss_sums_KQ, counts_KQ
+        return state
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """(B, T, Q, V): the prediction of every code from the codes before it. Differentiable on one process."""
-        state = batch.as_tuple()
-        for layer in self.as_layers()[:-1]:
-            state = layer(state)
+        state = self.before_head(batch.as_tuple())
         rows, frames, _ = batch.codes_BTQ.shape
         return gathered(self.head.logits(state[0]), self.tensor_parallel.group).unflatten(0, (rows, frames))

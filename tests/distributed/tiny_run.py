@@ -5,6 +5,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import recorded_graphs
 import torch
 
 from uniaudio.configs.run import RunConfig
@@ -14,6 +15,7 @@ from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.graphs import GraphedLayers
 from uniaudio.pretrain.grow import load_initial
 from uniaudio.pretrain.optim import learning_rate
 from uniaudio.pretrain.parallel import layout as layouts
@@ -189,6 +191,15 @@ def whole_weights(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
     numbers = [step_once(run, engine, step) for step in range(1, steps + 1)]
     bits = {slot.name: slot.parameter.detach().view(torch.uint8).numpy().tobytes() for slot in engine.slots if not slot.cut}
     return {"steps": numbers, "whole": {name: hashlib.sha256(value).hexdigest() for name, value in bits.items()}}
+
+
+def graphed(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """`whole_weights` with graphs, of recorded calls instead of CUDA's; and whether there were any."""
+    recorded_graphs.stand_in()
+    captured, capture = [], GraphedLayers.capture
+    GraphedLayers.capture = lambda self, batch: captured.append(capture(self, batch))
+    Engine._wants_graphs = lambda self: True
+    return {**whole_weights(config=config, steps=steps), "captured": len(captured) == 1}
 
 
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:

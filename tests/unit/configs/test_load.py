@@ -7,6 +7,7 @@ from uniaudio.configs.cli import config as config_command
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config, load_config, parse_yaml, shipped, validate
 from uniaudio.configs.parallel import ParallelConfig
+from uniaudio.configs.rules import can_graph
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
@@ -137,6 +138,20 @@ def test_fp8_without_what_it_needs_is_refused():
     for wrong in ("train.precision=fp32", "parallel.tensor_parallel_size=2", "model.ffn_width=520"):
         with pytest.raises(UserError, match=r"train\.fp8 needs bf16 around it.*seen: train\.precision"):
             load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.precision=bf16", wrong])
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be():
+    base = ["train.cuda_graphs=true", "parallel.zero_stage=1", "train.precision=bf16", "train.device=cuda", "model.kernels=auto"]
+    base += ["parallel.tensor_parallel_size=1"]
+    wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"]
+    wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu"]
+    assert can_graph(load_config(RunConfig, "demo_cpu", folder="runs", overrides=base))
+    for override in wrong:
+        with pytest.raises(UserError, match=r"train\.cuda_graphs works with bf16 under ZeRO-1.*seen: train\.precision .*cuda_graphs=auto"):
+            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override])
+        assert not can_graph(load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override, "train.cuda_graphs=auto"]))
+    with pytest.raises(UserError, match=r"train\.cuda_graphs: Input should be 'auto', True or False \| seen: never"):
+        load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.cuda_graphs=never"])
 
 
 def test_tensor_parallelism_needs_frames_that_divide():

@@ -1,0 +1,130 @@
+"""The layers before the head as two CUDA graphs, their forward and their backward pass: two launches of the host instead of some 1,500.
+
+A graph replays the same kernels on the same addresses, so what varies is copied into fixed inputs, and what comes out (the state, the
+parameters' gradients) lies where it lay before, until the next replay. Both share one pool of memory: activations of the forward pass are
+let go while the backward pass is captured, as they are without graphs, and gradients take their places. So gradients must be read before
+the next forward pass: `parallel.zero_one` does, after each micro-batch. The head stays outside: how many codes it works on is the batch's.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from uniaudio.errors import UserError
+
+State = tuple[torch.Tensor, ...]
+
+
+class GraphedLayers:
+    """`layers` in a row, from a batch's tensors to the state whose first tensor is the hidden one, after `capture`.
+
+    Everything must have run once before with these shapes: kernels are compiled, and libraries set up, at their first launch.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = list(layers)
+        self._parameters = [parameter for layer in self._layers for parameter in layer.parameters() if parameter.requires_grad]
+        self._inputs: State = ()
+        self._addresses: list[int] = []
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is something to replay."""
+        return bool(self._inputs)
+
+    def capture(self, batch: State) -> None:
+        """Records both passes over tensors of these shapes; computes nothing.
+
+        Raises:
+            UserError: something in a layer cannot be part of a graph, or the memory does not suffice.
+        """
+        try:
+            self._capture(batch)
+        except RuntimeError as error:  # torch.OutOfMemoryError too; the capture's own end may hide what came first
+            first = error.__context__ or error
+            raise UserError(
+                "the training step cannot be captured as a CUDA graph",
+                seen=str(first).strip().split("\n")[0],
+                remedy="train.cuda_graphs=false launches kernel by kernel; for memory also parallel.recompute=selective or fewer rows",
+            ) from error
+
+    def _capture(self, batch: State) -> None:
+        inputs = tuple(tensor.clone() for tensor in batch)
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Other threads pin memory and copy meanwhile (loader, checkpoints): only what this one does must fit into a graph.
+        together: dict[str, Any] = {"pool": torch.cuda.graph_pool_handle(), "capture_error_mode": "thread_local"}
+        with _leaves(self._layers) as leaves:
+            with torch.cuda.graph(self._forward, **together):
+                state = inputs
+                for layer in self._layers:
+                    state = layer(state)
+            hidden = state[0]
+            self._upstream = torch.empty_like(hidden)
+            with torch.cuda.graph(self._backward, **together):
+                self._gradients = torch.autograd.grad(hidden, leaves, self._upstream, allow_unused=True)
+        self._outputs = tuple(tensor.detach() for tensor in state)
+        self._anchor = torch.zeros((), device=hidden.device, requires_grad=True)
+        self._addresses = [parameter.data_ptr() for parameter in self._parameters]
+        self._inputs = inputs
+
+    def __call__(self, batch: State) -> State:
+        """The state; its backward pass gives every parameter a gradient, valid until the next call.
+
+        Raises ValueError where shapes are others, or a parameter has moved, since the capture.
+        """
+        shapes, known = ([tensor.shape for tensor in tensors] for tensors in (batch, self._inputs))
+        if shapes != known:
+            raise ValueError(f"tensors of a batch for a CUDA graph | seen: {shapes} | allowed: {known}, of its capture")
+        if [parameter.data_ptr() for parameter in self._parameters] != self._addresses:
+            raise ValueError("a parameter was given other memory since the CUDA graph was captured")
+        for fixed, tensor in zip(self._inputs, batch):
+            fixed.copy_(tensor)
+        return (_Replay.apply(self._anchor, self), *self._outputs[1:])
+
+    def forward_pass(self) -> torch.Tensor:
+        """Replays the forward pass on what is in the inputs."""
+        self._forward.replay()
+        return self._outputs[0].detach()
+
+    def backward_pass(self, upstream: torch.Tensor) -> None:
+        """Replays the backward pass and hands the gradients to the parameters, which have none: without autograd's copies and checks."""
+        self._upstream.copy_(upstream)
+        self._backward.replay()
+        for parameter, gradient in zip(self._parameters, self._gradients):
+            parameter.grad = gradient
+
+
+class _Replay(torch.autograd.Function):
+    """Puts the two replays at their places in autograd's order; `anchor` is there to need a gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, anchor: torch.Tensor, graphs: GraphedLayers) -> torch.Tensor:
+        ctx.graphs = graphs  # type: ignore[attr-defined]
+        return graphs.forward_pass()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[None, None]:
+        ctx.graphs.backward_pass(upstream)  # type: ignore[attr-defined]
+        return None, None
+
+
+@contextmanager
+def _leaves(layers: Sequence[nn.Module]) -> Iterator[list[nn.Parameter]]:
+    """The layers over parameters that are new to autograd and share the memory of theirs; gives those that are trained, in order.
+
+    Autograd adds up a parameter's gradient on the stream where it met the parameter first, and that may be one outside of the capture.
+    """
+    owners = [(module, name, own) for layer in layers for module in layer.modules() for name, own in module.named_parameters(recurse=False)]
+    fresh = {own: nn.Parameter(own.detach(), requires_grad=own.requires_grad) for *_, own in owners}
+    try:
+        for module, name, own in owners:
+            setattr(module, name, fresh[own])
+        yield [leaf for layer in layers for leaf in layer.parameters() if leaf.requires_grad]
+    finally:
+        for module, name, own in owners:
+            setattr(module, name, own)
