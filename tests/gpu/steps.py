@@ -1,15 +1,21 @@
-"""Times optimizer steps of `paper_1b` on one GPU: the real data path and engine, in one process, a row of results for each size.
+"""Times optimizer steps on one GPU: the real data path and engine, in one process, a row of results for each size and variant.
 
-    python3 tests/gpu/steps.py --out OUT --rows 4,8 --seconds 150 [--codebooks 3] [--save] [--parity] [OVERRIDES]
+    python3 tests/gpu/steps.py --out OUT --rows 4,8 --seconds 150 [--run paper_1b] [--codebooks 3] [--variant "train.cuda_graphs=false"]
+        [--variant "train.fp8=true"] [--save] [--parity] [OVERRIDES]
 
-rows x 2048 frames a step. OUT/steps.csv: median and spread of a step, what the host alone needs to enqueue it, the parts on the device's
-clock, memory, MFU; OUT/steps.md the same to read. `--save`: one checkpoint at the end of each size: how long the step waits, bytes/s to
-disk. `--parity`: first three steps of a small model with the Triton kernels in bf16 beside the torch path in fp32. On a machine without GPU
-it runs with `train.device=cpu train.precision=fp32` and a small model: then it says that the script works, nothing else.
+rows x 2048 frames a step. OUT/steps.csv: median and spread of a step that is waited for, and the mean of ten in a row that are not (as in
+training; frames/s and MFU are of these), what the host alone needs to enqueue a step, the parts on the device's clock, memory; OUT/steps.md
+the same to read. Variants are overrides that are tried one after another for each size. The shards are random and serve seven tasks:
+`--run all_tasks_30m` needs `data.tasks=[tts,vc,se,tse,svs,sound,music] data.mix={}`. `--save`: one checkpoint at the end of each: how long
+the step waits, bytes/s to disk. `--parity`: first three steps of a small model with the Triton kernels in bf16 beside the torch path in
+fp32. On a machine without GPU it runs with `train.device=cpu train.precision=fp32` and a small model: then it says that the script works,
+nothing else.
 """
 
 import argparse
 import csv
+import gc
+import itertools
 import json
 import statistics
 import sys
@@ -29,22 +35,23 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.checkpoint import Identity
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
+from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.metrics import Speed
 from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.train import choose_device, make_loaders, make_model
 
-WARM_UP, TIMED = 4, 24
+WARM_UP, TIMED, RUNNING = 4, 24, 10
 
 
 def configure(arguments: argparse.Namespace, rows: int, *more: str) -> RunConfig:
-    """paper_1b on one GPU with these rows."""
+    """The run on one GPU with these rows."""
     settings = [
         f"data.shards={arguments.out / f'shards-{arguments.codebooks}'}", "parallel.data_parallel_size=1", "train.steps=1000",
         f"model.num_codebooks={arguments.codebooks}", f"data.rows_per_micro_batch={rows}", f"train.output_dir={arguments.out / 'run'}",
     ]  # fmt: skip
-    return load_config(RunConfig, "paper_1b", folder="runs", overrides=[*settings, *arguments.overrides, *more])
+    return load_config(RunConfig, arguments.run, folder="runs", overrides=[*settings, *arguments.overrides, *more])
 
 
 def build(run: RunConfig) -> tuple[Engine, Any, Identity]:
@@ -63,9 +70,23 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(arguments: argparse.Namespace, rows: int, deadline: float) -> dict[str, Any]:
-    """Times one size."""
-    run = configure(arguments, rows)
+def running(engine: Engine, batches: list[list[Batch]]) -> float:
+    """Seconds a step of steps that nobody waits for."""
+    synchronize()
+    before = time.perf_counter()
+    for step in batches:
+        engine.train_step(step, learning_rate=1e-5)
+    synchronize()
+    return (time.perf_counter() - before) / len(batches)
+
+
+def measure(arguments: argparse.Namespace, rows: int, variant: str, deadline: float) -> dict[str, Any]:
+    """Times one size of one variant."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    run = configure(arguments, rows, *variant.split())
     started = time.perf_counter()
     engine, loaders, identity = build(run)
     steps, enqueued, losses = [], [], []
@@ -84,18 +105,22 @@ def measure(arguments: argparse.Namespace, rows: int, deadline: float) -> dict[s
             first = time.perf_counter() - started
         if step == WARM_UP - 1:
             engine.stopwatch.read()
-    timed = steps[WARM_UP:]
+    parts = engine.stopwatch.read()
+    timed, after = steps[WARM_UP:], len(steps)
+    alone = running(engine, [loaders.train.step_batches(after + step) for step in range(RUNNING)])
     median = statistics.median(timed)
     speed = Speed(run, identity.vocabulary.size, engine.device)
     row = {
-        "rows": rows, "codebooks": arguments.codebooks, "frames": run.frames_per_step, "steps": len(timed),
+        "variant": variant or "-", "rows": rows, "codebooks": arguments.codebooks, "frames": run.frames_per_step, "steps": len(timed),
         "ms": 1000 * median, "ms_least": 1000 * min(timed), "ms_most": 1000 * max(timed),
-        "enqueue_ms": 1000 * statistics.median(enqueued[WARM_UP:]), "frames_per_second": run.frames_per_step / median,
-        "mfu": speed.mfu(run.frames_per_step / median), "planned_ms": 1000 * step_seconds(run, gpu="H100").total,
+        "enqueue_ms": 1000 * statistics.median(enqueued[WARM_UP:]), "running_ms": 1000 * alone,
+        "frames_per_second": run.frames_per_step / alone, "mfu": speed.mfu(run.frames_per_step / alone),
+        "planned_ms": 1000 * step_seconds(run, gpu="H100").total,
         "start_s": first, "first_loss": losses[0], "last_loss": losses[-1],
-        **{f"{part}_ms": 1000 * seconds for part, seconds in engine.stopwatch.read().items()},
+        **{f"{part}_ms": 1000 * seconds for part, seconds in parts.items()},
     }  # fmt: skip
     if torch.cuda.is_available():
+        row |= {"gpu": torch.cuda.get_device_name(), "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
         row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
     if arguments.save:
         row |= save(arguments, engine, identity)
@@ -139,7 +164,9 @@ def main() -> None:
     """Measures each size, writing after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--run", default="paper_1b")
     parser.add_argument("--rows", default="4,8")
+    parser.add_argument("--variant", action="append", help="overrides, by spaces, of one row of results for each size")
     parser.add_argument("--codebooks", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=150, help="for all sizes together; what was measured until then is written")
     parser.add_argument("--save", action="store_true")
@@ -154,8 +181,8 @@ def main() -> None:
     if arguments.parity:
         (arguments.out / "parity.json").write_text(json.dumps(parity(arguments), indent=1))
     found: list[dict[str, Any]] = []
-    for rows in map(int, arguments.rows.split(",")):
-        found.append(measure(arguments, rows, deadline))
+    for rows, variant in itertools.product(map(int, arguments.rows.split(",")), arguments.variant or [""]):
+        found.append(measure(arguments, rows, variant, deadline))
         keys = list(dict.fromkeys(key for row in found for key in row))
         with (arguments.out / "steps.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, keys)

@@ -1,4 +1,5 @@
-"""Captured layers against the layers: the same bits on batches that the capture has not seen. Recorded calls stand for CUDA's graphs."""
+"""Captured layers against the layers: the same bits on batches that the capture has not seen. On the CPU recorded calls stand for CUDA's
+graphs; with a GPU (`-m gpu`) the same tests run with the real ones, in bf16 with the Triton kernels."""
 
 import pytest
 import recorded_graphs
@@ -11,22 +12,44 @@ from uniaudio.pretrain.graphs import GraphedLayers
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 
 
-@pytest.fixture(autouse=True)
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded_graphs.stand_in(monkeypatch.setattr)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cpu":
+        recorded_graphs.stand_in(monkeypatch.setattr)
+    return request.param
 
 
-def build(**changes) -> MultiScaleTransformer:
-    recompute = changes.pop("recompute", "none")
-    return MultiScaleTransformer(tiny_config(**changes), VOCABULARY, num_tasks=2, recompute=recompute)
+def build(device: str, *, recompute: str = "none", fp8: bool = False, **changes) -> MultiScaleTransformer:
+    options = {"num_tasks": 2, "recompute": recompute, "fp8": fp8, "backend": "torch" if device == "cpu" else "triton"}
+    model = MultiScaleTransformer(tiny_config(**changes), VOCABULARY, **options).to(device)
+    return model if device == "cpu" else model.bfloat16()
 
 
-def losses_and_gradients(model: MultiScaleTransformer, seed: int, documents) -> list[torch.Tensor]:
+def batch_of(model: MultiScaleTransformer, seed: int, **options) -> tuple[torch.Tensor, ...]:
+    weight = model.link.linear.weight
+    return tiny_batch(seed, **options).to(weight.device, float_dtype=weight.dtype).as_tuple()
+
+
+def losses_and_gradients(model: MultiScaleTransformer, batch: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]:
     for parameter in model.parameters():
         parameter.grad = None
-    sums, counts = model(tiny_batch(seed, documents=documents).as_tuple())
-    (sums * torch.arange(1, 7).view(2, 3)).sum().backward()
-    return [sums.detach(), counts, *(parameter.grad.clone() for parameter in model.parameters())]
+    sums, counts = model(batch)
+    (sums * torch.arange(1, 7, device=sums.device).view(2, 3)).sum().backward()
+    return [sums.detach(), counts, *(None if p.grad is None else p.grad.clone() for p in model.parameters())]
+
+
+def assert_same(seen: list[torch.Tensor | None], wanted: list[torch.Tensor | None]) -> None:
+    for one, other in zip(seen, wanted, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def captured(model: MultiScaleTransformer, batch: tuple[torch.Tensor, ...]) -> GraphedLayers:
+    losses_and_gradients(model, batch)  # compiles
+    graphs = GraphedLayers(model.as_layers()[:-1])
+    assert not graphs.captured
+    graphs.capture(batch)
+    assert graphs.captured
+    return graphs
 
 
 CASES = {
@@ -36,78 +59,69 @@ CASES = {
     "prefix": {"prefix_lm": True},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
+    "fp8": {"fp8": True, "local_num_heads": 2},
     "no local stack": {"structure": "parallel", "local_layers": 0},
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_replays_give_the_bits_of_the_layers_on_other_batches(name: str) -> None:
-    model = build(**CASES[name])
-    batches = [(1, ((7, 5), (4, 3, 4))), (2, ((3, 10), (13,))), (3, ((13,), (6, 6)))]
-    width = max(len(row) for _, documents in batches for row in documents)
-    batches = [(seed, tuple((*row, *(0,) * (width - len(row))) for row in documents)) for seed, documents in batches]
-    plain = [losses_and_gradients(model, *batch) for batch in batches]
-    graphs = GraphedLayers(model.as_layers()[:-1])
-    graphs.capture(tiny_batch(9, documents=batches[0][1]).as_tuple())
-    model.graphs = graphs
+def test_replays_give_the_bits_of_the_layers_on_other_batches(name: str, device: str) -> None:
+    model = build(device, **CASES[name])
+    documents = [((7, 5, 0), (4, 3, 4)), ((3, 10, 0), (13, 0, 0)), ((13, 0, 0), (6, 6, 0))]
+    batches = [batch_of(model, seed, documents=rows) for seed, rows in enumerate(documents)]
+    plain = [losses_and_gradients(model, batch) for batch in batches]
+    model.graphs = captured(model, batch_of(model, 9, documents=documents[0]))
     for batch, expected in zip(batches, plain):
-        for seen, wanted in zip(losses_and_gradients(model, *batch), expected, strict=True):
-            assert torch.equal(seen, wanted)
+        assert_same(losses_and_gradients(model, batch), expected)
 
 
-def test_weights_may_change_between_replays_and_frozen_ones_get_no_gradient() -> None:
-    model = build()
+def test_weights_may_change_between_replays_and_frozen_ones_get_no_gradient(device: str) -> None:
+    model = build(device)
     model.embed.requires_grad_(False)
-    parameters = dict(model.named_parameters())
-    graphs = GraphedLayers(model.as_layers()[:-1])
-    graphs.capture(tiny_batch(1).as_tuple())
+    parameters, batch = dict(model.named_parameters()), batch_of(model, 1)
+    graphs = captured(model, batch)
     assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    found = []
-    for model.graphs in (None, graphs):
-        for parameter in model.parameters():
-            parameter.grad = None
-        model(tiny_batch(2).as_tuple())[0].sum().backward()
-        found.append([parameter.grad for parameter in model.parameters()])
-    assert [grad is None for grad in found[0]] == [name.startswith("embed.") for name in parameters]
-    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(*found))
+    plain = losses_and_gradients(model, batch)
+    model.graphs = graphs
+    assert_same(losses_and_gradients(model, batch), plain)
+    assert [name for name, grad in zip(parameters, plain[2:]) if grad is None] == [name for name in parameters if name.startswith("embed.")]
 
 
-def test_without_gradients_the_layers_themselves_run_whatever_the_shape() -> None:
-    model = build()
-    model.graphs = GraphedLayers(model.as_layers()[:-1])
-    model.graphs.capture(tiny_batch(1).as_tuple())
-    other = tiny_batch(2, documents=((5,),), frames=9)
+def test_without_gradients_the_layers_themselves_run_whatever_the_shape(device: str) -> None:
+    model = build(device)
+    model.graphs = captured(model, batch_of(model, 1))
+    other = batch_of(model, 2, documents=((5,),), frames=9)
     with torch.no_grad():
-        sums, _ = model(other.as_tuple())
+        sums, _ = model(other)
     model.graphs = None
-    assert torch.equal(sums, model(other.as_tuple())[0])
+    assert torch.equal(sums, model(other)[0])
 
 
-def test_other_shapes_and_moved_parameters_are_refused() -> None:
-    model = build()
-    graphs = GraphedLayers(model.as_layers()[:-1])
-    assert not graphs.captured
-    graphs.capture(tiny_batch(1).as_tuple())
-    assert graphs.captured
+def test_other_shapes_and_moved_parameters_are_refused(device: str) -> None:
+    model = build(device)
+    graphs = captured(model, batch_of(model, 1))
     with pytest.raises(ValueError, match=r"tensors of a batch for a CUDA graph \| seen: .*\[1, 13, 3\].* \| allowed: .*\[2, 13, 3\]"):
-        graphs(tiny_batch(1, documents=((5,),)).as_tuple())
+        graphs(batch_of(model, 1, documents=((5,),)))
     model.link.linear.weight.data = model.link.linear.weight.data.clone()
     with pytest.raises(ValueError, match="a parameter was given other memory since the CUDA graph was captured"):
-        graphs(tiny_batch(1).as_tuple())
+        graphs(batch_of(model, 1))
 
 
-def test_a_layer_that_looks_at_a_value_ends_in_one_line() -> None:
-    class Looks(nn.Module):
-        def forward(self, state):
-            return (state[0] * state[0].sum().item(),)
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
 
-    layer = Looks()
-    layer.weight = nn.Parameter(torch.ones(2))
+    def forward(self, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (state[0] * self.weight.sum().item(),)
+
+
+def test_a_layer_that_looks_at_a_value_ends_in_one_line(device: str) -> None:
     expected = (
-        r"cannot be captured as a CUDA graph \| seen: operation not permitted.* \| remedy: train\.cuda_graphs=false launches kernel by"
+        r"cannot be captured as a CUDA graph \| seen: .*not permitted.* \| remedy: train\.cuda_graphs=false launches kernel by kernel"
     )
     with pytest.raises(UserError, match=expected):
-        GraphedLayers([layer]).capture((torch.ones(2),))
+        GraphedLayers([Looks().to(device)]).capture((torch.ones(2, device=device),))
