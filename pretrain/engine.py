@@ -14,6 +14,7 @@ import io
 import itertools
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Engine:
         self._kernel_step = self.dtype == torch.bfloat16 and run.parallel.zero_stage == 1
         self._initialize(model)
         self._model, self._warm = model, False
-        self._graphs = GraphedLayers(model.as_layers()[:-1]) if self._wants_graphs() else None
+        graphs = GraphedLayers(model.as_layers()[:-1])
+        self._graphs = graphs if self._wants_graphs() and graphs.trained else None
 
     # ---- set-up ----
 
@@ -139,8 +141,10 @@ class Engine:
     def _prepare_graphs(self, batch: Batch) -> None:
         """Captures them after the first step, which has compiled the kernels; after that they stay."""
         if self._graphs is not None and self._warm and not self._graphs.captured:
+            before = time.perf_counter()
             self._graphs.capture(batch.as_tuple())
             self._model.graphs = self._graphs
+            logger.info("the layers before the head run as CUDA graphs from here on; captured in %.1f s", time.perf_counter() - before)
         self._warm = True
 
     def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:

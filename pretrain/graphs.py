@@ -32,6 +32,11 @@ class GraphedLayers:
         self._addresses: list[int] = []
 
     @property
+    def trained(self) -> bool:
+        """Whether there is a backward pass to capture: fine-tuning may leave the head's parameters alone."""
+        return bool(self._parameters)
+
+    @property
     def captured(self) -> bool:
         """Whether there is something to replay."""
         return bool(self._inputs)

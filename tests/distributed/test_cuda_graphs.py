@@ -16,3 +16,12 @@ def test_training_with_graphs_is_bit_for_bit_that_without(layout: dict, tmp_path
         for function in (tiny_run.whole_weights, tiny_run.graphed)
     )
     assert graphed == [{**rank, "captured": True} for rank in plain]
+
+
+def test_graphs_that_are_asked_for_need_a_gpu(tmp_path: Path) -> None:
+    run = tiny_run.tiny_run(tmp_path, precision="bf16", zero=1)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"cuda_graphs": True})})
+    with pytest.raises(
+        AssertionError, match=r"train\.cuda_graphs: no CUDA device \| seen: cpu \| allowed: cuda \| remedy: set train\.cuda_g"
+    ):
+        run_ranks(1, tmp_path, tiny_run.whole_weights, config=run.model_dump(mode="json"), steps=1)

@@ -90,6 +90,14 @@ def test_weights_may_change_between_replays_and_frozen_ones_get_no_gradient(devi
     assert [name for name, grad in zip(parameters, plain[2:]) if grad is None] == [name for name in parameters if name.startswith("embed.")]
 
 
+def test_there_is_nothing_to_capture_where_the_head_alone_is_trained() -> None:
+    layers = build("cpu").as_layers()[:-1]
+    assert GraphedLayers(layers).trained
+    for layer in layers:
+        layer.requires_grad_(False)
+    assert not GraphedLayers(layers).trained
+
+
 def test_without_gradients_the_layers_themselves_run_whatever_the_shape(device: str) -> None:
     model = build(device)
     model.graphs = captured(model, batch_of(model, 1))
