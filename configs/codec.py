@@ -59,6 +59,7 @@ class CodecLossConfig(Section):
     """
 
     mel: float = Field(15.0, gt=0)
+    louder: float = Field(0.3, ge=0, description="weight, beside mel's own value, of moments louder than the recording (bursts)")
     spectrum: float = Field(0.002, ge=0, description="share of the complex STFT difference")
     quality: float = Field(0.03, ge=0, description="share of the disturbance after ITU-T P.862 (PESQ)")
     intelligibility: float = Field(0.013, ge=0, description="share of 1 - STOI")
@@ -72,6 +73,7 @@ class CodecTrainConfig(Section):
     """Schedule and resources of codec training; progress is the larger of steps/max_steps and minutes/max_minutes."""
 
     init_from: str | None = Field(None, description="weights to start from, a file or `shipped`; layers and expansion may be larger here")
+    decoder_only: bool = Field(False, description="encoder and codebooks stay those of init_from, bit for bit, and so do all codes")
     max_steps: int = Field(100_000, ge=1)
     max_minutes: float | None = Field(None, gt=0, description="training minutes over all restarts; the schedule fits itself to it")
     batch_size: int = Field(96, ge=1, description="clips of one process")
@@ -90,6 +92,7 @@ class CodecTrainConfig(Section):
     all_levels_probability: tuple[float, float] = Field(
         (0.5, 0.5), description="share of clips that use every level, at the start and at the end; the rest draws 1..all"
     )
+    levels: list[int] | None = Field(None, description="how many levels the other clips draw from, each as likely; default: 1..all")
     revive_every: int = Field(100, ge=1)
     revive_below: float = Field(0.05, ge=0, description="usage, 1 being even use, under which a code is replaced")
     revive_until: float = Field(0.8, ge=0, le=1, description="progress after which no code is replaced")
@@ -105,6 +108,10 @@ class CodecTrainConfig(Section):
     def _check(self) -> "CodecTrainConfig":
         if not all(0 <= share <= 1 for share in self.all_levels_probability):
             raise ValueError(f"all_levels_probability must lie between 0 and 1, seen {self.all_levels_probability}")
+        if self.levels is not None and (not self.levels or min(self.levels) < 1):
+            raise ValueError(f"levels must list numbers from 1 on, seen {self.levels}")
+        if self.decoder_only and self.init_from is None:
+            raise ValueError("decoder_only needs the weights whose encoder it keeps: set train.init_from to a file or to shipped")
         return self
 
 
@@ -117,3 +124,11 @@ class CodecConfig(Section):
     train: CodecTrainConfig = CodecTrainConfig()
     output_dir: str
     experiment: str | None = Field("codec", description="MLflow experiment; null keeps no MLflow run")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CodecConfig":
+        if self.train.levels is not None and max(self.train.levels) > self.model.num_codebooks:
+            raise ValueError(
+                f"train.levels must lie between 1 and model.num_codebooks {self.model.num_codebooks}, seen {self.train.levels}"
+            )
+        return self

@@ -94,6 +94,12 @@ def train(pack: Path, clips: Path, state: Path, out: Path, seconds: float, judge
     while training.progress < 1 and training.seconds < target:
         training.run(max_seconds=min(judge_every, target - training.seconds), report=lambda done, text: click.echo(f"{done:.1%} {text}"))
         _judge(training, clips, table)
+        _copy_out(state, out)
+    click.echo(table.read_text())
+
+
+def _copy_out(state: Path, out: Path) -> None:
+    """The table, the log and the weights as of now: a host may go at any moment."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("judged.md", "log.jsonl"):
         if (state / name).exists():
@@ -101,7 +107,6 @@ def train(pack: Path, clips: Path, state: Path, out: Path, seconds: float, judge
     data = (state / "codec.safetensors").read_bytes()
     for number, start in enumerate(range(0, len(data), PIECE_BYTES)):
         (out / f"codec.safetensors.{number:02d}").write_bytes(data[start : start + PIECE_BYTES])
-    click.echo(table.read_text())
 
 
 def _judge(training: CodecTraining, clips: Path, table: Path) -> None:

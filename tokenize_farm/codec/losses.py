@@ -47,6 +47,15 @@ class ReconstructionLoss(nn.Module):
         return mel / len(MEL_SCALES), spectrum / len(COMPLEX_WINDOWS)
 
 
+def louder_loss(recorded_BS: Tensor, decoded_BS: Tensor) -> Tensor:
+    """Mean square of how much louder than in the recording a moment of 20 ms is, in nepers of power beyond 0.35 (1.5 dB); scalar.
+
+    Log-mel distances are means over frames and forgive one frame that bursts; this does not. Nothing below -60 dB counts.
+    """
+    recorded, decoded = (F.avg_pool1d(x.square()[:, None], 320, 160) + 1e-6 for x in (recorded_BS, decoded_BS))
+    return F.relu((decoded / recorded).log() - 0.35).square().mean()
+
+
 def stft(samples_BS: Tensor, window: Tensor, hop: int | None = None) -> Tensor:
     """Centred complex spectra (B, window / 2 + 1, frames); the hop is a quarter of the window unless given."""
     return torch.stft(samples_BS, len(window), hop or len(window) // 4, window=window, return_complex=True, pad_mode="constant")

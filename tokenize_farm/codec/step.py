@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.configs.codec import CodecConfig
+from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.codec.data import PackedRecordings
 from uniaudio.tokenize_farm.codec.discriminators import Discriminators
 from uniaudio.tokenize_farm.codec.group import Group
@@ -21,12 +22,13 @@ from uniaudio.tokenize_farm.codec.losses import (
     adversarial_loss,
     discriminator_loss,
     feature_loss,
+    louder_loss,
 )
 from uniaudio.tokenize_farm.codec.model import Block, UniversalCodec
 from uniaudio.tokenize_farm.codec.perceptual import IntelligibilityLoss, QualityLoss
 
 COMPARED = ("mel", "spectrum", "quality", "intelligibility")
-STATISTICS = (*COMPARED, "commitment", "codebook", "gradient_norm", "discriminator", "adversarial", "features")
+STATISTICS = (*COMPARED, "louder", "commitment", "codebook", "gradient_norm", "discriminator", "adversarial", "features")
 STATEFUL = ("codec", "average", "discriminators", "balance", "optimizer", "discriminator_optimizer")
 GRAPH_WARMUP = 3  # eager steps before a capture: they create optimizer states, FFT plans and compiled kernels
 
@@ -45,7 +47,12 @@ class CodecStep:
         shares = {name: getattr(losses, name) for name in ("spectrum", "quality", "intelligibility", "judges")}
         self.balance = GradientBalance("mel", losses.mel, shares).to(device)
         self.all_levels_share = torch.full((), train.all_levels_probability[0], device=device)
-        self.optimizer = self._adamw(self.codec, train.lr)
+        self.trained = self.codec.decoder if train.decoder_only else self.codec
+        if train.decoder_only:
+            self.codec.requires_grad_(False).eval()
+            self.trained.requires_grad_(True).train()
+        self.levels = torch.tensor(train.levels or range(1, config.model.num_codebooks + 1), device=device)
+        self.optimizer = self._adamw(self.trained, train.lr)
         self.discriminator_optimizer = self._adamw(self.discriminators, train.discriminator_lr)
         self.statistics = torch.zeros(len(STATISTICS), device=device)
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
@@ -71,6 +78,13 @@ class CodecStep:
         if trained is None:
             samples, _ = self.data.draw(self.config.train.batch_size)
             self.codec.quantizer.initialize(self.codec.encoder(self.codec.spectral(samples), None))
+        elif self.config.train.decoder_only and trained.config != self.codec.config:
+            theirs, ours = trained.config.model_dump(), self.codec.config.model_dump()
+            raise UserError(
+                "train.decoder_only keeps the codes, so the codec must have the shape of train.init_from",
+                seen=", ".join(f"model.{key} {ours[key]}, there {theirs[key]}" for key in ours if ours[key] != theirs[key]),
+                remedy="give it their values",
+            )
         else:
             grow_from(self.codec, trained)
         self.group.copy_first([*self.codec.state_dict().values(), *self.discriminators.state_dict().values()])
@@ -107,11 +121,11 @@ class CodecStep:
     def _step(self, discriminate: bool) -> None:
         train, weights = self.config.train, self.config.losses
         recorded, voices = self.data.draw(train.batch_size)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-            decoded, commitment, codebook = self.codec(recorded, self._levels())
+        decoded, commitment, codebook = self._reconstruct(recorded)
         leaf = decoded.detach().requires_grad_()
         compared = [*self.reconstruction(recorded, leaf), self.quality(recorded, leaf), self.intelligibility(recorded, leaf)]
-        losses = dict(zip(COMPARED, compared))
+        louder = louder_loss(recorded, leaf)
+        losses = dict(zip(COMPARED, compared)) | {"mel": compared[0] + weights.louder * louder}
         judged = [torch.zeros((), device=self.device)] * 3
         if discriminate:
             losses["judges"], judged = self._judge(recorded, leaf)
@@ -120,14 +134,30 @@ class CodecStep:
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(judged[0], inputs=list(self.discriminators.parameters()))
             self._update(self.discriminators, self.discriminator_optimizer)
-        quantization = weights.commitment * commitment + weights.codebook * codebook
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([decoded, quantization], [gradient, None])
-        norm = self._update(self.codec, self.optimizer)
+        if train.decoder_only:
+            decoded.backward(gradient)
+        else:
+            torch.autograd.backward([decoded, weights.commitment * commitment + weights.codebook * codebook], [gradient, None])
+        norm = self._update(self.trained, self.optimizer)
         with torch.no_grad():
-            averages, values = list(self.average.state_dict().values()), list(self.codec.state_dict().values())
+            average = self.average.decoder if train.decoder_only else self.average
+            averages, values = list(average.state_dict().values()), list(self.trained.state_dict().values())
             torch._foreach_lerp_(averages, values, 1 - train.average_decay)
-            self.statistics.copy_(torch.stack([*compared, commitment, codebook, norm, *judged]).detach())
+            self.statistics.copy_(torch.stack([*compared, louder, commitment, codebook, norm, *judged]).detach())
+
+    def _reconstruct(self, recorded_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(samples (B, S), commitment loss, codebook loss). A kept encoder computes in float32, as in use: bf16 changes 1 code of 10."""
+        half = self.config.train.precision == "bf16"
+        if not self.config.train.decoder_only:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                return self.codec(recorded_BS, self._levels())
+        with torch.no_grad():
+            hidden = self.codec.encoder(self.codec.spectral(recorded_BS), None)
+            quantized, commitment, codebook = self.codec.quantizer(hidden, self._levels())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            spectra = self.codec.decoder(quantized, None)
+        return self.codec.spectral.inverse(spectra), commitment, codebook
 
     def _update(self, module: torch.nn.Module, optimizer: torch.optim.AdamW) -> Tensor:
         """One step by the gradients of all processes; returns their norm before it was clipped."""
@@ -139,7 +169,7 @@ class CodecStep:
     def _levels(self) -> Tensor:
         """How many levels each clip of the batch uses."""
         batch, total = self.config.train.batch_size, self.config.model.num_codebooks
-        some = torch.randint(1, total + 1, (batch,), device=self.device)
+        some = self.levels[torch.randint(len(self.levels), (batch,), device=self.device)]
         return torch.where(torch.rand(batch, device=self.device) < self.all_levels_share, total, some)
 
     def _judge(self, recorded: Tensor, decoded: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -86,7 +86,7 @@ class CodecTraining:
             self.work.set_schedule(rate_share(train, self.step, progress), progress)
             self.work.run(discriminate=progress >= train.discriminate_from)
             self.step += 1
-            if self.step % train.revive_every == 0 and progress < train.revive_until:
+            if self.step % train.revive_every == 0 and not train.decoder_only and progress < train.revive_until:
                 self.work.synchronize()
                 revived += self.work.codec.quantizer.revive(train.revive_below)
             if self.step % train.log_every == 0:

@@ -10,6 +10,7 @@ from uniaudio.tokenize_farm.codec.losses import (
     adversarial_loss,
     discriminator_loss,
     feature_loss,
+    louder_loss,
     mel_filters,
 )
 
@@ -28,6 +29,15 @@ def test_equal_sounds_have_no_loss_and_more_noise_has_more():
     for loss in (lambda x: ReconstructionLoss()(clip, x)[0], lambda x: ReconstructionLoss()(clip, x)[1]):
         values = [float(loss(clip + k * noise)) for k in (0.0, 0.3, 3.0)]
         assert values[0] == pytest.approx(0, abs=1e-5) and values[0] < values[1] < values[2]
+
+
+def test_one_loud_moment_costs_and_a_softer_copy_does_not():
+    clip = tone()
+    burst = clip.clone()
+    burst[:, 3000:3320] *= 30
+    assert float(louder_loss(clip, clip)) == float(louder_loss(clip, 0.5 * clip)) == 0
+    assert float(louder_loss(clip, burst)) > 1
+    assert float(louder_loss(torch.zeros(1, 6400), torch.full((1, 6400), 1e-4))) == 0  # below -60 dB nothing counts
 
 
 def test_gradients_are_finite_at_silence():

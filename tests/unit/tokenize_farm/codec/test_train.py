@@ -15,7 +15,7 @@ from uniaudio.tokenize_farm.codec.grow import grow_from
 from uniaudio.tokenize_farm.codec.model import UniversalCodec
 from uniaudio.tokenize_farm.codec.run import train_codec
 from uniaudio.tokenize_farm.codec.train import CodecTraining, rate_share
-from uniaudio.tokenize_farm.codec.weights import load_codec, save_codec
+from uniaudio.tokenize_farm.codec.weights import codes_digest, load_codec, save_codec
 from uniaudio.tokenize_farm.manifest import ManifestRow
 
 CPU = torch.device("cpu")
@@ -140,6 +140,51 @@ def test_training_starts_from_weights_and_with_more_blocks_gives_the_same_codes(
     assert not torch.equal(training.work.codec.encoder.coarse[1].scale, torch.zeros(16))
     with pytest.raises(UserError, match=r"cannot grow to this shape .* model.encoder_layers 1 from 2"):
         grow_from(small, grown)
+
+
+def test_the_decoder_alone_trains_on_and_codes_stay(pack, tmp_path):
+    given = tmp_path / "given.safetensors"
+    save_codec(given, UniversalCodec(TINY))
+    only = {
+        "decoder_only": True,
+        "init_from": str(given),
+        "max_steps": 6,
+        "discriminate_from": 0.3,
+        "revive_below": 9.0,
+        "precision": "bf16",
+    }
+    whole = CodecTraining(config(pack, tmp_path / "whole", **only), CPU)
+    whole.run()
+    trained, before = load_codec(tmp_path / "whole" / "codec.safetensors").state_dict(), load_codec(given).state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    assert codes_digest(tmp_path / "whole" / "codec.safetensors") == codes_digest(given)
+    ticks = iter(range(1000))
+    first = CodecTraining(config(pack, tmp_path / "part", **only), CPU, clock=lambda: float(next(ticks)))
+    assert first.run(max_seconds=5) < 1 and first.step > 0
+    second = CodecTraining(config(pack, tmp_path / "part", **only), CPU)
+    second.run()
+    assert codes_digest(tmp_path / "part" / "codec.safetensors") == codes_digest(given)
+    assert all(torch.equal(value, second.work.average.state_dict()[name]) for name, value in whole.work.average.state_dict().items())
+
+
+def test_a_decoder_alone_is_refused_without_weights_of_its_shape(pack, tmp_path):
+    with pytest.raises(ValueError, match=r"decoder_only needs the weights .* set train.init_from"):
+        CodecTrainConfig(decoder_only=True)
+    save_codec(tmp_path / "given.safetensors", UniversalCodec(TINY))
+    settings = config(pack, tmp_path / "out", decoder_only=True, init_from=str(tmp_path / "given.safetensors"))
+    larger = settings.model_copy(update={"model": TINY.model_copy(update={"decoder_layers": 2})})
+    with pytest.raises(UserError, match=r"must have the shape of train.init_from .* model.decoder_layers 2, there 1"):
+        CodecTraining(larger, CPU)
+
+
+def test_levels_that_clips_draw_from_are_chosen_and_checked(pack, tmp_path):
+    training = CodecTraining(config(pack, tmp_path / "out", all_levels_probability=(0.0, 0.0), levels=[1]), CPU)
+    assert training.work._levels().tolist() == [1, 1]
+    with pytest.raises(ValueError, match="levels must list numbers from 1 on"):
+        CodecTrainConfig(levels=[])
+    with pytest.raises(ValueError, match=r"between 1 and model.num_codebooks 2, seen \[3\]"):
+        config(pack, tmp_path / "out", levels=[3])
 
 
 def test_share_of_clips_with_all_levels_follows_the_progress(pack, tmp_path):
