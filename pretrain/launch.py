@@ -80,11 +80,11 @@ def require_devices(run: RunConfig) -> None:
         )
 
 
-def require_shards(run: RunConfig) -> None:
-    """Before spawning: UserError where a folder of `data.shards` is missing, which every rank would find out only after its imports."""
+def require_shards(run: RunConfig, remedy: str = "make it with `uniaudio tokenize FARM.yaml`") -> None:
+    """Before long work: UserError where a folder of `data.shards` is missing, which every rank would find out only after its imports."""
     for place in run.data.folders:
         if "://" not in place and not Path(place).is_dir():
-            raise UserError("data.shards: no such folder of shards", seen=place, remedy="make it with `uniaudio tokenize FARM.yaml`")
+            raise UserError("data.shards: no such folder of shards", seen=place, remedy=remedy)
 
 
 @contextmanager

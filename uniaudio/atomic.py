@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from uniaudio.errors import UserError
+
 
 def fsync_directory(path: Path) -> None:
     """Makes a rename inside `path` durable."""
@@ -19,6 +21,21 @@ def fsync_directory(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Makes `folder` if need be, and a file in it that goes again: before work whose result would be lost.
+
+    Raises:
+        UserError: neither can be done; `option` is what the user gave.
+    """
+    trial = _temporary(folder / "trial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{option}: nothing can be written there", seen=f"{folder}: {error.strerror}", remedy="another folder") from error
 
 
 @contextmanager

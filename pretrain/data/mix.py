@@ -105,7 +105,12 @@ class Service:
         for key, given, known in (("weights", shares.weights, tasks), ("datasets", shares.datasets, self.clips.names)):
             if unknown := sorted(set(given) - set(known)):
                 where = "data.tasks" if key == "weights" else "data.shards"
-                raise UserError(f"data.mix.{key} names what is not in {where}", seen=", ".join(unknown), allowed=", ".join(known))
+                raise UserError(
+                    f"data.mix.{key} names what is not in {where}",
+                    seen=", ".join(unknown),
+                    allowed=", ".join(known),
+                    remedy=f'shares of your own, or none: "data.mix.{key}={{}}" (a shipped config may hold some)',
+                )
 
 
 def _has_view(table: IndexTable, view: str) -> np.ndarray:

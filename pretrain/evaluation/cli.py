@@ -8,13 +8,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from uniaudio.atomic import publish_bytes
+from uniaudio.atomic import publish_bytes, require_writable
 from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import find
 from uniaudio.pretrain.evaluation import report
 from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan, TaskResult
 from uniaudio.pretrain.evaluation.scores import Models, measures_of
 from uniaudio.pretrain.generate.api import DTYPES
+from uniaudio.pretrain.launch import require_shards
 from uniaudio.store import StoredRun
 from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 
@@ -64,11 +65,13 @@ def evaluate(
     models = Models(classifier, clap)
     measures_of("", chosen, models)  # what cannot be measured is told before any work
     evaluator = Evaluator.load(folder, shards=shards, device=place, dtype=DTYPES[precision], models=models)
+    require_shards(evaluator.run, "--shards FOLDER, with held-out shards of `uniaudio tokenize`")
     wanted = tuple(tasks.split(",")) if tasks else evaluator.run.data.tasks
     if strange := [name for name in wanted if name not in evaluator.run.data.tasks]:
         raise UserError("--tasks: the checkpoint does not know", seen=", ".join(strange), allowed=", ".join(evaluator.run.data.tasks))
     plan = Plan(wanted, clips=clips, rows=rows, measures=chosen, seed=seed, pass_over=tasks is None, generated=generated)
     target = out or (run / "evaluation" if folder != run else run.with_name(f"{run.name}-evaluation"))
+    require_writable(target, "--out")
     about = {
         "checkpoint": str(folder),
         "shards": str(evaluator.run.data.shards),

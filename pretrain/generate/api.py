@@ -26,7 +26,7 @@ from uniaudio.pretrain.data.sequence import build_prompt_sequence
 from uniaudio.pretrain.data.vocabulary import Vocabulary
 from uniaudio.pretrain.generate.free import free_document
 from uniaudio.pretrain.generate.inputs import Inputs, Views, input_names, make_tokenizers, read_views, require_used
-from uniaudio.pretrain.generate.rank import COMPARES_WITH, Rank, Ranker
+from uniaudio.pretrain.generate.rank import COMPARES_WITH, Rank, Ranker, require_comparable
 from uniaudio.pretrain.generate.request import FRAME_RATE, Generated, Request
 from uniaudio.pretrain.generate.slots import Slots, decode_weights
 from uniaudio.pretrain.generate.stream import WaveStream
@@ -191,6 +191,8 @@ class Generator:
         """What goes into the frame loop: one request a candidate."""
         config, model = self.task(task), self.run.model
         require_used(inputs, self.uses(options.rank), [task])
+        if options.candidates > 1:
+            require_comparable(options.rank, inputs)
         views = read_views(
             config, inputs, self._tokenizers(task), prompt_seconds=self.run.data.prompt_seconds, positions=model.max_positions
         )

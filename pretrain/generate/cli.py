@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from uniaudio.atomic import require_writable
 from uniaudio.errors import PartlyDone, UserError
 from uniaudio.pretrain.generate.api import Clip, Generator, Job, Options, Precision
 from uniaudio.pretrain.generate.inputs import Inputs, require_used
@@ -79,7 +80,9 @@ def generate(
     if out is not None:  # told before minutes of generating
         if manifest is None and out.is_dir():
             raise UserError("--out is a folder", seen=out, allowed="FILE.wav", remedy="a file, or --manifest, which writes a folder")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(out if manifest else out.parent, "--out")
+    if stream and options.candidates > 1:
+        raise UserError("--stream plays one candidate as it is made", seen=options.candidates, remedy="--candidates 1, or --out alone")
     if manifest is not None and (stream or out is None):
         raise UserError("--manifest writes a folder", remedy="--out DIR, without --stream")
     if rows < 1:

@@ -185,7 +185,8 @@ class _Reader:
 
     def _recording(self, option: str, path: Path | None, most_seconds: float) -> np.ndarray:
         if path is None:
-            raise UserError(f"task {self._task.name} needs a recording", seen="none", remedy=f"--{option} FILE.wav")
+            notes = " or --midi FILE.mid" if option == "source" and "midi" in input_names(self._task) else ""
+            raise UserError(f"task {self._task.name} needs a recording", seen="none", remedy=f"--{option} FILE.wav{notes}")
         try:
             seconds = audio_seconds(path)
             if seconds > most_seconds:

@@ -17,6 +17,14 @@ Rank = Literal["score", "cer", "sim"]
 COMPARES_WITH: dict[Rank, tuple[str, ...]] = {"score": (), "cer": ("text", "language"), "sim": ("prompt",)}  # fields of Inputs
 
 
+def require_comparable(rank: Rank, inputs: Inputs) -> None:
+    """UserError for cer without words, or sim without a prompt to compare with."""
+    if rank == "sim" and inputs.prompt is None:
+        raise UserError("rank sim compares with the speaker's recording", seen="none", remedy="--prompt FILE.wav, or --rank score")
+    if rank == "cer" and not inputs.text:
+        raise UserError("rank cer compares with words", seen="none", remedy='--text "...", or --rank score')
+
+
 class Ranker:
     """Keeps the recogniser, which is loaded at the first use."""
 
@@ -32,13 +40,11 @@ class Ranker:
         """
         if rank == "score":
             return max(clips, key=lambda clip: clip.score)
+        require_comparable(rank, inputs)
         if rank == "sim":
-            if inputs.prompt is None:
-                raise UserError("rank sim compares with the speaker's recording", seen="none", remedy="--prompt FILE.wav, or --rank score")
+            assert inputs.prompt is not None
             prompt = load_audio(inputs.prompt)
             return max(clips, key=lambda clip: (self._likeness(clip.samples, prompt), clip.score))
-        if not inputs.text:
-            raise UserError("rank cer compares with words", seen="none", remedy='--text "...", or --rank score')
         return min(clips, key=lambda clip: (self._errors(clip.samples, inputs.text or "", inputs.language), -clip.score))
 
     def _errors(self, samples: np.ndarray, text: str, language: str | None) -> int:

@@ -193,6 +193,19 @@ def test_a_run_whose_shards_hold_nothing_held_out_is_one_line(
     assert "no held-out clip serves any task of this run" in str(error) and "hold out more recordings" in str(error)
 
 
+def test_missing_shards_and_a_folder_that_cannot_be_written_are_told_before_any_work(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "find", lambda path: path)
+    monkeypatch.setattr(cli.Evaluator, "load", lambda folder, **options: evaluator)
+    monkeypatch.setattr(evaluator, "evaluate", lambda plan, tell: pytest.fail("work began"))
+    error = CliRunner().invoke(command_line, ["evaluate", str(tmp_path), "--out", "/proc/here"]).exception
+    assert str(error).startswith("--out: nothing can be written there | seen: /proc/here: ")
+    evaluator.run = evaluator.run.model_copy(update={"data": evaluator.run.data.model_copy(update={"shards": "nowhere"})})
+    error = CliRunner().invoke(command_line, ["evaluate", str(tmp_path)]).exception
+    assert "data.shards: no such folder of shards | seen: nowhere | remedy: --shards FOLDER" in str(error)
+
+
 def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, float] = {}
     monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")

@@ -196,6 +196,16 @@ def test_a_bad_manifest_is_one_clear_line(command, line, message, tmp_path):
             ["--task", "sound", "--text", "rain", "--prompt", "me.wav", "--out", "x.wav"],
             "--prompt is of no use to task sound | seen: me.wav | allowed: with task tts, vc, tse, svs | remedy: leave it out",
         ),
+        (["--task", "sound", "--text", "rain", "--out", "/proc/x.wav"], "--out: nothing can be written there | seen: /proc: "),
+        (["--task", "sound", "--text", "rain", "--stream", "--candidates", "2"], "--stream plays one candidate as it is made | seen: 2"),
+        (
+            ["--task", "svs", "--text", "la", "--prompt", "me.wav", "--out", "x.wav"],
+            "task svs needs a recording | seen: none | remedy: --source FILE.wav or --midi FILE.mid",
+        ),
+        (
+            ["--task", "se", "--rank", "cer", "--candidates", "2", "--out", "x.wav"],
+            "rank cer compares with words",
+        ),
         (
             ["--task", "tts", "--text", "hi", "--midi", "a.mid", "--out", "x.wav"],
             "--midi is of no use to task tts | seen: a.mid | allowed: with",
