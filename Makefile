@@ -1,6 +1,7 @@
 # Two commands do all set-up: `make demo` and `make test`. Both build .venv once and reuse it.
 PYTHON ?= python3
 OUT ?= work/demo
+CORPUS ?= work/full_corpus
 MODEL := models/all_tasks_30m
 BIN := .venv/bin
 VERSION := $(shell cat setup.py constraints.txt | sha256sum | cut -c1-12)
@@ -10,13 +11,18 @@ PACKAGES := configs kernels tokenize_farm pretrain cluster
 WHEEL_TARGET := --only-binary=:all: --python-version 3.12 --implementation cp \
 	$(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64)
 
-.PHONY: demo test test-cluster test-gpu bench wheelhouse lint venv clean
+.PHONY: demo shards test test-cluster test-gpu bench wheelhouse lint venv clean
 
 demo: venv  ## recordings -> farm -> training -> audio that one can hear
 	$(BIN)/uniaudio demo --out $(OUT) $(if $(AUDIO_DIR),--audio-dir "$(subst ~/,$(HOME)/,$(AUDIO_DIR))")
 	@echo "and what nine minutes of one GPU give, by the model in $(MODEL):"
 	$(BIN)/uniaudio generate --checkpoint $(MODEL) --task tts --text "the weather is very nice today" \
 		--prompt $(MODEL)/samples/voice_slt.wav --out $(OUT)/audio/by_$(notdir $(MODEL)).wav
+
+shards: venv  ## what $(MODEL) learned from: 25 hours, recorded and read; 1 GB to fetch, over an hour of two cores; killed, it goes on
+	$(BIN)/uniaudio corpus full --out $(CORPUS)
+	$(BIN)/uniaudio tokenize full_corpus manifest=$(CORPUS)/manifest.jsonl output_dir=$(CORPUS)/shards
+	@echo "train on them, on a GPU: uniaudio train all_tasks_30m data.shards=$(CORPUS)/shards"
 
 # One file stays on one worker, so that what its tests share is made once; one thread each, or they wait for each other's.
 test: venv
