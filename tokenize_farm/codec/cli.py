@@ -8,6 +8,7 @@ import click
 import numpy as np
 import torch
 
+from uniaudio.atomic import require_writable
 from uniaudio.configs.codec import CodecConfig
 from uniaudio.configs.load import load_config
 from uniaudio.errors import UserError
@@ -64,6 +65,7 @@ def pack(manifest: Path, out: Path, kbps: float, part_mib: int, source_minutes: 
         limits = {kind: float(minutes) for kind, minutes in (item.split("=") for item in source_minutes)}
     except ValueError as error:
         raise UserError("--source-minutes looks like music=40", seen=" ".join(source_minutes)) from error
+    require_writable(out, "--out")
     minutes = pack_recordings(read_manifest(manifest), out, kbps=kbps, part_mib=part_mib, source_minutes=limits)
     click.echo(json.dumps(minutes, indent=1))
 
@@ -197,6 +199,7 @@ def evaluate(
     from uniaudio.tokenize_farm.manifest import read_manifest
     from uniaudio.tokenize_farm.measures.recognition import Recogniser
 
+    require_writable(out, "--out")
     chosen = choose_clips((row for row in read_manifest(manifest) if source in (row.source or "")), per_kind=clips)
     evaluation = Evaluation(
         load_codec(weights, device=_device(device)),

@@ -57,6 +57,9 @@ def test_faults_are_user_errors(tmp_path, weights):
     np.save(tmp_path / "float.npy", np.zeros((3, 2)))
     with pytest.raises(UserError, match="integers"):
         run("decode", tmp_path / "float.npy", "--out", tmp_path / "o", "--weights", weights)
+    for command in ("evaluate", "pack"):
+        with pytest.raises(UserError, match="--out: nothing can be written there . seen: /proc/o: "):
+            run(command, tmp_path / "unread.jsonl", "--out", "/proc/o")
     with pytest.raises(UserError, match="looks like music=40"):
         run("pack", tmp_path / "m.jsonl", "--out", tmp_path / "o", "--source-minutes", "music")
 
