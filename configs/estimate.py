@@ -19,6 +19,7 @@ from uniaudio.configs.flops import (
     whole_count,
 )
 from uniaudio.configs.model import ModelConfig
+from uniaudio.configs.rules import can_graph
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
 from uniaudio.configs.vocabulary import load_table
@@ -134,11 +135,12 @@ def frame_flops(run: RunConfig, rows: int) -> float:
     return operations
 
 
-# Measured on H100s (docs/training.md): what of the data sheet's peak the products and kernels of a step reach, bytes/s of its memory, and
-# what the host adds to a step. Bytes/s of an all-reduce inside a node (NVLink) and of one GPU's share of a 400 Gb/s network.
+# Measured on H100s and H200s (docs/training.md): what of the data sheet's peak the products and kernels of a step reach, bytes/s of memory,
+# and what the host adds to a step that it launches kernel by kernel, or as CUDA graphs. Bytes/s of an all-reduce inside a node (NVLink) and
+# of one GPU's share of a 400 Gb/s network.
 _REACHED = 0.57
 _MEMORY_BYTES = 2.97e12
-_HOST_SECONDS = 0.02
+_HOST_SECONDS, _HOST_SECONDS_OF_GRAPHS = 0.02, 0.002
 _NVLINK_BYTES, _NETWORK_BYTES = 300e9, 40e9
 _OPTIMIZER_BYTES = 28  # of a parameter: gradient, master and moments read; master, moments and weight written
 
@@ -209,5 +211,5 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
         moved / _NVLINK_BYTES,
         exchanged / (_NVLINK_BYTES if inside else _NETWORK_BYTES),
         owned * _OPTIMIZER_BYTES / _MEMORY_BYTES,
-        _HOST_SECONDS,
+        _HOST_SECONDS_OF_GRAPHS if run.train.cuda_graphs is not False and can_graph(run) else _HOST_SECONDS,
     )

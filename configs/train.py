@@ -19,8 +19,8 @@ class TrainConfig(Section):
         False, description="products of the blocks with 8-bit operands, one scale a row (Hopper and later; the rest stays bf16)"
     )
     cuda_graphs: Literal["auto", True, False] = Field(
-        False,
-        description="the step's layers as CUDA graphs, so that the host does not bound it; auto: where it is possible (docs/training.md)",
+        "auto",
+        description="the layers as CUDA graphs, so that the host does not bound the step; auto: where it is possible (docs/training.md)",
     )
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")

@@ -221,7 +221,8 @@ class Engine:
             self._deepspeed.train_batch(data_iter=self._pipeline_batches(batches))
             self.stopwatch.mark("pipeline")
         else:
-            self._deepspeed.train()
+            if not self._model.training:
+                self._deepspeed.train()  # sets some 300 modules, one by one
             for batch, target_count in zip(batches, target_counts):
                 sums_KQ, counts_KQ = self._deepspeed(batch.as_tuple(), target_count=target_count)
                 self.stopwatch.mark("forward")

@@ -86,7 +86,7 @@ def _launch(segments: Segments, gradients: list[torch.Tensor], flat: list[torch.
         # The copy leaves a fresh pinned tensor, which the allocator keeps until the stream has passed: the host does not wait.
         segments.cache["addresses"].copy_(told.pin_memory() if device.type == "cuda" else told, non_blocking=True)
         segments.addresses = addresses
-    aligned = all(address % 16 == 0 for address in addresses) and all(number % 8 == 0 for number in segments.starts + segments.counts)
+    aligned = segments.aligned and all(address % 16 == 0 for address in addresses)
     aligned = aligned and all(tensor.data_ptr() % 16 == 0 for tensor in flat)
     table = segments.cache["table"]
     shared = {"TYPE": TYPES[gradients[0].dtype], "BLOCK": BLOCK, "ALIGNED": aligned, "num_warps": WARPS}
