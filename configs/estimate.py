@@ -19,7 +19,7 @@ from uniaudio.configs.flops import (
     whole_count,
 )
 from uniaudio.configs.model import ModelConfig
-from uniaudio.configs.rules import can_graph
+from uniaudio.configs.rules import wants_graphs
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
 from uniaudio.configs.vocabulary import load_table
@@ -211,5 +211,5 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
         moved / _NVLINK_BYTES,
         exchanged / (_NVLINK_BYTES if inside else _NETWORK_BYTES),
         owned * _OPTIMIZER_BYTES / _MEMORY_BYTES,
-        _HOST_SECONDS_OF_GRAPHS if run.train.cuda_graphs is not False and can_graph(run) else _HOST_SECONDS,
+        _HOST_SECONDS_OF_GRAPHS if wants_graphs(run) else _HOST_SECONDS,
     )

@@ -161,22 +161,29 @@ def can_graph(run: RunConfig) -> bool:
     """Whether the step's layers may be captured as CUDA graphs, if the device is one of CUDA.
 
     Elsewhere gradients wait longer than until the next forward pass (other ZeRO stages), several micro-batches are under way (pipeline),
-    collectives stand among the layers (tensor parallelism), or it was never run (others' attention).
+    or it was never run (others' attention).
     """
-    whole = run.parallel.tensor_parallel_size == run.parallel.pipeline_parallel_size == 1
     ours = run.model.kernels != "torch" and run.model.attention == "kernels"
-    return whole and ours and run.parallel.zero_stage == 1 and run.train.precision == "bf16" and run.train.device != "cpu"
+    settled = run.parallel.pipeline_parallel_size == 1 and run.parallel.zero_stage == 1 and run.train.precision == "bf16"
+    return ours and settled and run.train.device != "cpu"
+
+
+def wants_graphs(run: RunConfig) -> bool:
+    """`train.cuda_graphs`: auto leaves them out under tensor parallelism, whose collectives in a graph were never run on GPUs."""
+    if run.train.cuda_graphs == "auto":
+        return can_graph(run) and run.parallel.tensor_parallel_size == 1
+    return run.train.cuda_graphs
 
 
 def _check_graphs(run: RunConfig) -> None:
     model, parallel = run.model, run.parallel
     if run.train.cuda_graphs is True and not can_graph(run):
         raise UserError(
-            "train.cuda_graphs works with bf16 under ZeRO-1, on whole models, with this project's kernels, on CUDA",
-            seen=f"train.precision {run.train.precision}, parallel.zero_stage {parallel.zero_stage}, parallel.tensor_parallel_size "
-            f"{parallel.tensor_parallel_size}, parallel.pipeline_parallel_size {parallel.pipeline_parallel_size}, model.kernels "
-            f"{model.kernels}, model.attention {model.attention}, train.device {run.train.device}",
-            allowed="bf16, 1, 1, 1, auto or triton, kernels, auto or cuda",
+            "train.cuda_graphs works with bf16 under ZeRO-1, without a pipeline, with this project's kernels, on CUDA",
+            seen=f"train.precision {run.train.precision}, parallel.zero_stage {parallel.zero_stage}, parallel.pipeline_parallel_size "
+            f"{parallel.pipeline_parallel_size}, model.kernels {model.kernels}, model.attention {model.attention}, train.device "
+            f"{run.train.device}",
+            allowed="bf16, 1, 1, auto or triton, kernels, auto or cuda",
             remedy="set train.cuda_graphs=auto, which leaves them out where they are not possible",
         )
 

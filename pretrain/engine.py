@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from uniaudio.configs.rules import can_graph
+from uniaudio.configs.rules import wants_graphs
 from uniaudio.configs.run import RunConfig
 from uniaudio.configs.stages import stage_bounds
 from uniaudio.errors import UserError
@@ -133,10 +133,10 @@ class Engine:
         )
 
     def _wants_graphs(self) -> bool:
-        wanted, cuda = self.run.train.cuda_graphs, self.device.type == "cuda"
-        if wanted is True and not cuda:
+        cuda = self.device.type == "cuda"
+        if self.run.train.cuda_graphs is True and not cuda:
             raise UserError("train.cuda_graphs: no CUDA device", seen=self.device, allowed="cuda", remedy="set train.cuda_graphs=auto")
-        return wanted is not False and cuda and can_graph(self.run)
+        return cuda and wants_graphs(self.run)
 
     def _prepare_graphs(self, batch: Batch) -> None:
         """Captures them after the first step, which has compiled the kernels; after that they stay."""

@@ -35,6 +35,9 @@ class Recorded(TorchDispatchMode):
         """Every call again; its results go where they were."""
         for func, args, kwargs, result in self.calls:
             again = func(*args, **kwargs)
+            for work in tree_leaves(again):
+                if isinstance(work, torch.ScriptObject):  # of a collective: graphs wait by events
+                    work.wait()
             for before, now in zip(tree_leaves(result), tree_leaves(again)):
                 if isinstance(before, torch.Tensor) and before.data_ptr() != now.data_ptr():
                     before.detach().copy_(now)

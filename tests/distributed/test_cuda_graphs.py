@@ -6,10 +6,17 @@ import pytest
 import tiny_run
 from ranks import run_ranks
 
+LAYOUTS = {
+    "one": {},
+    "accumulation": {"accumulation": 2},
+    "data 2": {"data_parallel_size": 2, "rows": 2},
+    "tensor 2": {"tensor_parallel_size": 2, "accumulation": 2},
+}
 
-@pytest.mark.parametrize("layout", [{}, {"accumulation": 2}, {"data_parallel_size": 2, "rows": 2}], ids=["one", "accumulation", "data 2"])
-def test_training_with_graphs_is_bit_for_bit_that_without(layout: dict, tmp_path: Path) -> None:
-    run = tiny_run.tiny_run(tmp_path, precision="bf16", zero=1, **layout)
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_with_graphs_is_bit_for_bit_that_without(layout: str, tmp_path: Path) -> None:
+    run = tiny_run.tiny_run(tmp_path, precision="bf16", zero=1, **LAYOUTS[layout])
     arguments = {"config": run.model_dump(mode="json"), "steps": 5}
     plain, graphed = (
         run_ranks(run.parallel.world_size, tmp_path / function.__name__, function, **arguments)

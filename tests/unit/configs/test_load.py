@@ -7,7 +7,7 @@ from uniaudio.configs.cli import config as config_command
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import dump_config, load_config, parse_yaml, shipped, validate
 from uniaudio.configs.parallel import ParallelConfig
-from uniaudio.configs.rules import can_graph
+from uniaudio.configs.rules import wants_graphs
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
@@ -143,13 +143,15 @@ def test_fp8_without_what_it_needs_is_refused():
 def test_cuda_graphs_are_refused_where_they_cannot_be():
     base = ["train.cuda_graphs=true", "parallel.zero_stage=1", "train.precision=bf16", "train.device=cuda", "model.kernels=auto"]
     base += ["parallel.tensor_parallel_size=1"]
-    wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"]
+    wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"]
     wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu"]
-    assert can_graph(load_config(RunConfig, "demo_cpu", folder="runs", overrides=base))
+    for tensor, wanted, chosen in ((1, "auto", True), (2, "auto", False), (1, "true", True), (2, "true", True), (1, "false", False)):
+        words = [*base, f"parallel.tensor_parallel_size={tensor}", f"train.cuda_graphs={wanted}"]
+        assert wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=words)) is chosen
     for override in wrong:
         with pytest.raises(UserError, match=r"train\.cuda_graphs works with bf16 under ZeRO-1.*seen: train\.precision .*cuda_graphs=auto"):
             load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override])
-        assert not can_graph(load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override, "train.cuda_graphs=auto"]))
+        assert not wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override, "train.cuda_graphs=auto"]))
     with pytest.raises(UserError, match=r"train\.cuda_graphs: Input should be 'auto', True or False \| seen: never"):
         load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.cuda_graphs=never"])
 
