@@ -169,7 +169,7 @@ class Trainer:
         statistics = self.engine.train_step(batches, learning_rate=rate)
         self._pending.append((self.step, statistics, rate))
         codes = count_codes(batches, len(self.run.data.tasks), self.identity.vocabulary.size)
-        self._codes = codes if self._codes is None else self._codes + codes
+        self._codes = codes if self._codes is None else self._codes.add_(codes)
         if self.outputs.progress:
             self.outputs.progress.advance(self.step)
 
