@@ -16,7 +16,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     fp8: bool = Field(
-        False, description="products of the blocks with 8-bit operands, one scale a row (Hopper and later; the rest stays bf16)"
+        False, description="products of the blocks with 8-bit operands (Hopper and later; the rest stays bf16; docs/training.md)"
     )
     cuda_graphs: Literal["auto", True, False] = Field(
         "auto",

@@ -88,7 +88,7 @@ class Engine:
         deepspeed.init_distributed(dist.get_backend(), dist_init_required=False)
         if self.run.parallel.zero_stage == 3:
             for block in (*model.global_blocks, *model.local_blocks):
-                block.let_kernels_sum_biases(False)
+                block.let_layers_run_alone()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule and its grid print their layers
             module = self._as_pipeline(model) if self.layout.pipeline_size > 1 else model.to(self.device)

@@ -1,40 +1,252 @@
-"""Rows in 8 bits, in one pass: the largest value of a row, and its values over it. One program a row."""
+"""Tensors in 8 bits with one scale, in both orientations: what a product needs of its operands, and what its gradients need.
+
+The tensor cores sum along the last axis of both operands. So a tensor that is summed over its columns in one product and over its rows
+in another is written twice in one pass: rows (R, K), and columns (K, R) with R filled up with zeros to a multiple of 16.
+The largest value is found first, in parts: maxima do not depend on their order, so the scale is deterministic, and nothing waits for
+the host.
+"""
 
 # ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from uniaudio.kernels.fp8_linear.reference import FP8, LARGEST, LEAST_SCALE
+from uniaudio.kernels.activation.triton_kernels import _gelu, _gelu_slope
+from uniaudio.kernels.checks import interpreted
+from uniaudio.kernels.column_sum import column_sum
+from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE, to_fp8
+from uniaudio.kernels.fp8_linear import reference
+from uniaudio.kernels.fp8_linear.reference import GELU_DEEPEST, MARGIN, SLOPE_STEEPEST, Eight, filled
+from uniaudio.kernels.norm import triton_kernels as norms
+
+PLAIN, GELU, GELU_GRADIENT, TURN = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program casts or turns, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+TILES = {PLAIN: Tile(128, 128, 8), GELU: Tile(128, 64, 8), GELU_GRADIENT: Tile(128, 64, 8), TURN: Tile(128, 128, 8)}
+CHUNK, MOST_PARTS = 4096, 1024  # values at once and programs of the search for the largest
 
 
 @triton.jit
-def _round(values):
-    """To the nearest that e4m3 holds, ties to even: the cast after it is exact, so the card and the interpreter give the same bits."""
-    bits = values.to(tl.int32, bitcast=True)
-    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000  # three of the 23 bits behind the point stay
-    small = (values + 24576.0) - 24576.0  # below 2^-6 the step is 2^-9, that of float32 at 1.5 x 2^14
-    return tl.where(tl.abs(values) < 0.015625, small, bits.to(tl.float32, bitcast=True))
+def _largest(x, parts, count, chunks, CHUNK: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * chunks * CHUNK
+    most = tl.zeros((CHUNK,), tl.float32)
+    for chunk in range(chunks):
+        place = first + chunk * CHUNK + tl.arange(0, CHUNK)
+        most = tl.maximum(most, tl.abs(tl.load(x + place, mask=place < count, other=0.0).to(tl.float32)))
+    tl.store(parts + tl.program_id(0), tl.max(most, axis=0))
 
 
 @triton.jit
-def _quantize_rows(x, quantized, scales, LARGEST: tl.constexpr, LEAST: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _longest(x, scale, squares, parts, R, K, rows_a_program, SCALED: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr):
+    """A part's largest sum of squares of a row, and its largest |x|."""
+    program = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
-    values = tl.load(x + row * K + cols, mask=cols < K, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(values), axis=0) / LARGEST, LEAST)
-    rounded = _round(tl.minimum(tl.maximum(values / scale, -LARGEST), LARGEST))
-    tl.store(quantized + row * K + cols, rounded.to(quantized.dtype.element_ty), mask=cols < K)
-    tl.store(scales + row, scale)
+    square, most = 0.0, tl.zeros((WIDTH,), tl.float32)
+    for row in range(program * rows_a_program, tl.minimum((program + 1) * rows_a_program, R)):
+        values = tl.load(x + row * K + cols, mask=cols < K, other=0.0).to(tl.float32)
+        square = tl.maximum(square, tl.sum(values * values, axis=0))
+        if LARGEST:
+            most = tl.maximum(most, tl.abs(values))
+    if SCALED:
+        one = tl.load(scale)
+        square *= one * one
+    tl.store(squares + program, square)
+    if LARGEST:
+        tl.store(parts + program, tl.max(most, axis=0))
 
 
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (R, K) contiguous -> (e4m3 (R, K), float32 scales (R, 1))."""
-    rows, K = x.shape
-    quantized = torch.empty(x.shape, dtype=FP8, device=x.device)
-    scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    width = triton.next_power_of_2(K)
-    _quantize_rows[(rows,)](x, quantized, scales, LARGEST, LEAST_SCALE, K, width, num_warps=max(1, min(8, width // 512)))
-    return quantized, scales
+@triton.jit
+def _gelu_bound(
+    norm_weight, norm_bias, bias, squares, bound, D, K, ROOT: tl.constexpr, MARGIN: tl.constexpr, DEEPEST: tl.constexpr,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    cols, inner = tl.arange(0, WIDTH), tl.arange(0, INNER)
+    factor = tl.load(norm_weight + cols, mask=cols < D, other=0.0).to(tl.float32)
+    shift = tl.load(norm_bias + cols, mask=cols < D, other=0.0).to(tl.float32)
+    length = ROOT * tl.max(tl.abs(factor), axis=0) + tl.sqrt(tl.sum(shift * shift, axis=0))
+    reach = tl.sqrt(tl.max(tl.load(squares + tl.arange(0, PARTS)), axis=0))
+    most = tl.max(tl.abs(tl.load(bias + inner, mask=inner < K, other=0.0).to(tl.float32)), axis=0)
+    tl.store(bound, tl.maximum(length * reach * MARGIN + most, DEEPEST))
+
+
+@triton.jit
+def _cast(
+    x, bias, grad, parts, more_parts, rows, columns, scale, sums, R, R_FILLED, K,
+    FACTOR: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr, BY_HAND: tl.constexpr,
+    SUMMED: tl.constexpr, PARTS: tl.constexpr, MORE_PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(K, COLUMNS)
+    part = (tl.program_id(0) // blocks).to(tl.int64)
+    row = part * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < R)[:, None] & (col < K)[None, :]
+    place = row[:, None] * K + col[None, :]
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if KIND > 0:
+        values += tl.load(bias + col, mask=col < K, other=0.0).to(tl.float32)[None, :]
+        WIDE: tl.constexpr = x.dtype.element_ty == tl.float32
+        if KIND == 1:
+            values = tl.where(inside, _gelu(values, EXACT, WIDE), 0.0)
+        else:
+            values = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32) * _gelu_slope(values, EXACT, WIDE)
+    if SUMMED:
+        tl.store(sums + part * K + col, tl.sum(values, axis=0), mask=col < K)
+    most = tl.max(tl.load(parts + tl.arange(0, PARTS)), axis=0)
+    if MORE_PARTS > 0:  # both of squares of lengths
+        most = tl.sqrt(most) * tl.sqrt(tl.max(tl.load(more_parts + tl.arange(0, MORE_PARTS)), axis=0))
+    unit = tl.maximum(most * FACTOR / LARGEST, LEAST)
+    eight = to_fp8(values * (1.0 / unit), BY_HAND)
+    tl.store(rows + place, eight, mask=inside)
+    turned = tl.trans(eight)
+    tl.store(columns + col.to(tl.int64)[:, None] * R_FILLED + row[None, :], turned, mask=(col < K)[:, None] & (row < R_FILLED)[None, :])
+    if tl.program_id(0) == 0:
+        tl.store(scale, unit)
+
+
+@triton.jit
+def _turn(rows, columns, R, R_FILLED, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    blocks = tl.cdiv(K, COLUMNS)
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    values = tl.load(rows + row[:, None] * K + col[None, :], mask=(row < R)[:, None] & (col < K)[None, :], other=0)
+    place = col.to(tl.int64)[:, None] * R_FILLED + row[None, :]
+    tl.store(columns + place, tl.trans(values), mask=(col < K)[:, None] & (row < R_FILLED)[None, :])
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    """Parts (a power of two) whose maximum is that of |x|."""
+    chunks = triton.cdiv(x.numel(), CHUNK)
+    programs = min(MOST_PARTS, triton.next_power_of_2(max(1, chunks)))
+    parts = torch.empty(programs, dtype=torch.float32, device=x.device)
+    _largest[(programs,)](x, parts, x.numel(), triton.cdiv(chunks, programs), CHUNK, num_warps=8)
+    return parts
+
+
+def _long(x: torch.Tensor, scale: torch.Tensor | None, *, and_largest: bool) -> torch.Tensor:
+    """Parts (1 or 2, a power of two) of the largest square of a row's length, and of the largest |x|."""
+    R, K = x.shape
+    programs = min(MOST_PARTS, triton.next_power_of_2(R))
+    parts = torch.empty(1 + and_largest, programs, dtype=torch.float32, device=x.device)
+    each, width = triton.cdiv(R, programs), triton.next_power_of_2(K)
+    _longest[(programs,)](
+        x, scale, parts[0], parts[-1], R, K, each, scale is not None, and_largest, width, num_warps=max(1, min(8, width // 512))
+    )
+    return parts
+
+
+def reach(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Parts whose maximum is the square of the length of the longest row of x (R, K), times `scale`."""
+    return _long(x, scale, and_largest=False)[0]
+
+
+def _both(x, parts, kind=PLAIN, *, bias=None, grad=None, more=None, exact=True, factor=1.0, summed=False):
+    (R, K), tile = x.shape, TILES[kind]
+    eight = Eight(
+        torch.empty(R, K, dtype=FP8, device=x.device),
+        torch.empty(K, filled(R), dtype=FP8, device=x.device),
+        torch.empty((), dtype=torch.float32, device=x.device),
+    )
+    tiles = triton.cdiv(filled(R), tile.rows)
+    sums = torch.empty(tiles, K, dtype=torch.float32, device=x.device) if summed else None
+    _cast[(tiles * triton.cdiv(K, tile.columns),)](
+        x, bias, grad, parts, more, *eight, sums, R, filled(R), K, factor, LARGEST, LEAST_SCALE, kind, exact, interpreted(),
+        summed, parts.numel(), 0 if more is None else more.numel(), tile.rows, tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return eight if sums is None else (eight, column_sum(sums, x.dtype))
+
+
+def cast(x: torch.Tensor) -> Eight:
+    """x (R, K) contiguous; its largest value becomes 448."""
+    return _both(x, largest(x))
+
+
+def cast_summed(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
+    """`cast`, and the sum over rows (K,) in x's dtype."""
+    return _both(x, largest(x), summed=True)
+
+
+def reach_cast(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
+    """`cast`, and `reach` of x."""
+    squares, parts = _long(x, None, and_largest=True)
+    return _both(x, parts), squares
+
+
+def gelu_bound(norm_weight: torch.Tensor, norm_bias: torch.Tensor, bias: torch.Tensor, weight_reach: torch.Tensor) -> torch.Tensor:
+    """A bound (1,) of |gelu(W n + bias)| for any n that this LayerNorm can give."""
+    bound = torch.empty(1, dtype=torch.float32, device=bias.device)
+    widths = norm_weight.numel(), bias.numel()
+    _gelu_bound[(1,)](
+        norm_weight, norm_bias, bias, weight_reach, bound, *widths, widths[0] ** 0.5, MARGIN, GELU_DEEPEST,
+        weight_reach.numel(), *map(triton.next_power_of_2, widths), num_warps=8,
+    )  # fmt: skip
+    return bound
+
+
+def gelu_cast(x: torch.Tensor, bias: torch.Tensor, bound: torch.Tensor, exact: bool) -> Eight:
+    """gelu(x + bias), x (R, K), in units with which its `bound` is 448."""
+    return _both(x, bound, GELU, bias=bias, exact=exact)
+
+
+def gelu_gradient_cast(
+    x: torch.Tensor, bias: torch.Tensor, grad: torch.Tensor, grad_reach: torch.Tensor, weight_reach: torch.Tensor, exact: bool
+) -> tuple[Eight, torch.Tensor]:
+    """The gradient of x (R, K) through gelu(x + bias), and that of bias; `grad` is a product of rows of these reaches."""
+    lengths = {"more": weight_reach, "factor": SLOPE_STEEPEST * MARGIN}
+    return _both(x, grad_reach, GELU_GRADIENT, bias=bias, grad=grad, exact=exact, summed=True, **lengths)
+
+
+def turned(rows: torch.Tensor) -> torch.Tensor:
+    """(R, K) of 8 bits -> (K, R filled up with zeros)."""
+    (R, K), tile = rows.shape, TILES[TURN]
+    columns = torch.empty(K, filled(R), dtype=FP8, device=rows.device)
+    grid = (triton.cdiv(filled(R), tile.rows) * triton.cdiv(K, tile.columns),)
+    _turn[grid](rows.view(torch.int8), columns.view(torch.int8), R, filled(R), K, tile.rows, tile.columns, num_warps=tile.warps)
+    return columns
+
+
+def norm_cast(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """(rows of LayerNorm(x + residual), their scale, what its gradient needs: x + residual first)."""
+    scale = torch.empty((), dtype=torch.float32, device=x.device)
+    normed, total, means, inverses = norms.forward(x, residual, weight, bias, eps, unit=scale)
+    return normed, scale, (total, means, inverses)
+
+
+def norm_gradient(
+    kept: tuple[torch.Tensor, ...],
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    grad_normed: torch.Tensor,
+    grad_total: torch.Tensor,
+    *,
+    sums: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x (and the residual), weight, bias; with `sums` also the sums over rows of the first and of `grad_total`."""
+    total, means, inverses = kept
+    return norms.backward(total, weight, means, inverses, grad_normed, grad_total, sum_x=sums, sum_total=sums)
+
+
+def product(
+    a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(R, N) in `dtype` of a (R, K) and b (N, K)."""
+    if interpreted():
+        return reference.product(a, a_scale, b, b_scale, dtype, bias)
+    inside = bias if dtype in (torch.bfloat16, torch.float16) else None  # a bias in float32 is not for the tensor cores' epilogue
+    result = torch._scaled_mm(a, b.t(), bias=inside, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=True)
+    return result if inside is bias else result + bias

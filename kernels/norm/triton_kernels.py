@@ -15,14 +15,17 @@ import triton
 import triton.language as tl
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from uniaudio.kernels.checks import interpreted
 from uniaudio.kernels.column_sum import column_sum
 from uniaudio.kernels.device import streaming_multiprocessors
+from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE, to_fp8
 
 
 @triton.jit
 def _forward(
-    x, residual, weight, bias, normed, total, means, scales, count, eps,
+    x, residual, weight, bias, normed, total, means, scales, unit, count, eps,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CENTERED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    EIGHT: tl.constexpr, BY_HAND: tl.constexpr, ROOT: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
@@ -41,10 +44,22 @@ def _forward(
         tl.store(means + row, mean, mask=row < count)
     scale = tl.rsqrt(tl.sum(values * values, axis=1) / D + eps)
     tl.store(scales + row, scale, mask=row < count)
-    result = values * scale[:, None] * tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    factor = tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)
+    result = values * scale[:, None] * factor[None, :]
+    if EIGHT:
+        bound = ROOT * tl.max(tl.abs(factor), axis=0)
     if CENTERED:
-        result += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(normed + offsets, result.to(normed.dtype.element_ty), mask=inside)
+        shift = tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)
+        result += shift[None, :]
+        if EIGHT:
+            bound += tl.max(tl.abs(shift), axis=0)
+    if EIGHT:  # no value is above the bound, so no pass over them looks for the largest
+        one = tl.maximum(bound / LARGEST, LEAST)
+        tl.store(normed + offsets, to_fp8(result * (1.0 / one), BY_HAND), mask=inside)
+        if tl.program_id(0) == 0:
+            tl.store(unit, one)
+    else:
+        tl.store(normed + offsets, result.to(normed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -133,19 +148,21 @@ def forward(
     bias: torch.Tensor | None,
     eps: float,
     launch: Launch | None = None,
+    unit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm."""
+    """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm. With `unit`, float32 (), the norm is e4m3 in units of it."""
     width = x.shape[-1]
     count = x.numel() // width
-    normed = torch.empty_like(x)
+    normed = torch.empty_like(x, dtype=None if unit is None else FP8)
     total = x if residual is None else torch.empty_like(x)
     means = None if bias is None else torch.empty(count, dtype=torch.float32, device=x.device)
     scales = torch.empty(count, dtype=torch.float32, device=x.device)
     if count:
         launch = launch or default_launch(width, backward=False)
         _forward[(triton.cdiv(count, launch.rows),)](
-            x, residual, weight, bias, normed, total, means, scales, count, eps,
-            width, _padded(width), launch.rows, bias is not None, residual is not None, num_warps=launch.warps,
+            x, residual, weight, bias, normed, total, means, scales, unit, count, eps,
+            width, _padded(width), launch.rows, bias is not None, residual is not None,
+            unit is not None, interpreted(), width**0.5, LARGEST, LEAST_SCALE, num_warps=launch.warps,
         )  # fmt: skip
     return normed, total, means, scales
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.parallel import Recompute
 from uniaudio.kernels.activation import bias_gelu
+from uniaudio.kernels.fp8_linear import fp8_mlp, fp8_norm_linear
 from uniaudio.kernels.frame_attention import frame_attention
 from uniaudio.kernels.packed_bias import packed_bias_gradient
 from uniaudio.kernels.rotary import rotate
@@ -44,9 +45,17 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """(..., D) -> (..., D)."""
-        bias, apart = self.packed_bias(), self.bias_gradient_apart
-        packed = self.qkv(x, bias.detach() if apart else bias).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if apart:
+        return self.after_projection(self.qkv(x, self.added_bias()), attend)
+
+    def added_bias(self) -> torch.Tensor:
+        """The packed bias, detached where a kernel of its own makes its gradient."""
+        bias = self.packed_bias()
+        return bias.detach() if self.bias_gradient_apart else bias
+
+    def after_projection(self, projected: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """(..., 3 D) with its bias -> (..., D)."""
+        packed = projected.unflatten(-1, (self.num_heads, 3, self.head_dim))
+        if self.bias_gradient_apart:
             packed = packed_bias_gradient(packed, self.qkv.bias.view(self.num_heads, 2, self.head_dim), backend=self.backend)
         return self.out(attend(packed))
 
@@ -75,7 +84,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One block over (..., D) of this rank's tokens; the subclasses say how to attend."""
+    """One block over (..., D) of this rank's tokens; the subclasses say how to attend.
+
+    fp8: the path of functions that span several layers, with products in 8 bits; None where every layer computes by itself.
+    """
+
+    fp8: Backend | None = None
 
     def __init__(self, config: ModelConfig, *, num_heads: int, tensor: TensorParallel, backend: Backend, recompute: Recompute) -> None:
         super().__init__()
@@ -88,12 +102,32 @@ class Block(nn.Module):
         self.let_kernels_sum_biases(backend == "triton")
 
     def let_kernels_sum_biases(self, chosen: bool) -> None:
-        """Whether the norm and the packed bias's kernel do; not where a parameter exists only while its own layer runs (ZeRO-3)."""
+        """Whether the norm and the packed bias's kernel do."""
         self.attention.bias_gradient_apart = chosen
         self.norm_sums_biases = self.attention.out.bias_gradient_elsewhere = self.mlp.down.bias_gradient_elsewhere = chosen
 
+    def multiply_in_8_bits(self, backend: Backend) -> None:
+        """From now on; a layer that runs by itself too."""
+        self.fp8 = self.attention.qkv.fp8 = self.attention.out.fp8 = self.mlp.up.fp8 = self.mlp.down.fp8 = backend
+        self.attention.out.bias_gradient_elsewhere, self.attention.bias_gradient_apart = True, False  # the cast of a gradient sums it
+
+    def let_layers_run_alone(self) -> None:
+        """No function takes the parameters of several layers: where a parameter exists only while its own layer runs (ZeRO-3)."""
+        self.fp8 = None
+        self.let_kernels_sum_biases(False)
+
+    def _residual_in_8_bits(self, x: torch.Tensor, attend: Attend, backend: Backend) -> torch.Tensor:
+        attention, mlp, norm = self.attention, self.mlp, self.attention_norm
+        projected, x = fp8_norm_linear(x, norm.weight, norm.bias, norm.eps, attention.qkv.weight, attention.added_bias(), backend=backend)
+        attended, norm = attention.after_projection(projected, attend), self.mlp_norm
+        up, down = (mlp.up.weight, mlp.up.bias), (mlp.down.weight, mlp.down.bias)
+        kept = {"x_bias": attention.out.bias, "approximate": mlp.gelu, "recompute": mlp.recompute}
+        return fp8_mlp(attended, x, norm.weight, norm.bias, norm.eps, up, down, **kept, backend=backend)
+
     def residual(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The block's mathematics, (..., D) -> (..., D); generation calls it with an attention over its caches."""
+        if self.fp8 is not None:
+            return self._residual_in_8_bits(x, attend, self.fp8)
         normed, x = self.attention_norm.branch(x)
         biases = {"x_bias": self.attention.out.bias, "total_bias": self.mlp.down.bias} if self.norm_sums_biases else {}
         normed, x = self.mlp_norm.after_add(self.attention(normed, attend), x, **biases)

@@ -22,7 +22,7 @@ from uniaudio.pretrain.model.head import Head
 from uniaudio.pretrain.model.init import initialize_parameters
 from uniaudio.pretrain.model.link import Link
 from uniaudio.pretrain.parallel.sequence import gathered
-from uniaudio.pretrain.parallel.tensor import Backend, ColumnLinear, RowLinear, TensorParallel
+from uniaudio.pretrain.parallel.tensor import Backend, TensorParallel
 
 
 class MultiScaleTransformer(nn.Module):
@@ -68,9 +68,8 @@ class MultiScaleTransformer(nn.Module):
                 self.local_blocks.append(LocalBlock(config, backend=backend, recompute=recompute))
         with next(places):
             self.head = Head(config, vocabulary_size=size, num_tasks=num_tasks, **common)
-        for module in [*self.global_blocks.modules(), *self.local_blocks.modules()] if fp8 else []:
-            if isinstance(module, ColumnLinear | RowLinear):
-                module.fp8 = backend
+        for block in [*self.global_blocks, *self.local_blocks] if fp8 else []:
+            block.multiply_in_8_bits(backend)
         self.graphs: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
         if seed is not None:
             initialize_parameters(self, seed=seed, config=config, tensor=tensor)

@@ -73,10 +73,7 @@ def mark_cut(parameter: nn.Parameter, dim: int, tensor: TensorParallel, *, valid
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, fp8: Backend | None) -> torch.Tensor:
-    if fp8 is None:
-        return F.linear(x, weight, bias)
-    product = fp8_linear(x, weight, backend=fp8)
-    return product if bias is None else product + bias
+    return F.linear(x, weight, bias) if fp8 is None else fp8_linear(x, weight, bias, backend=fp8)
 
 
 class ColumnLinear(nn.Module):

@@ -55,6 +55,18 @@ def test_biases_that_sum_their_own_gradients_get_the_same() -> None:
         torch.testing.assert_close(gradient, found[1][name])
 
 
+def test_products_in_8_bits_are_the_same_on_both_backends() -> None:
+    batch, found = tiny_batch(9, documents=((4, 3),), frames=8).to(DEVICE), {}
+    config = tiny_config(global_layers=1, local_layers=1, width=32, num_heads=2, local_num_heads=2, ffn_width=64)
+    for backend in ("torch", "triton"):
+        model = MultiScaleTransformer(config, VOCABULARY, num_tasks=2, backend=backend, fp8=True, seed=6).to(DEVICE)
+        assert all(block.fp8 == backend for block in (*model.global_blocks, *model.local_blocks))
+        model(batch.as_tuple())[0].sum().backward()
+        found[backend] = {parameter: value.grad for parameter, value in model.named_parameters()}
+    for name, truth in found["torch"].items():
+        assert float((found["triton"][name] - truth).norm()) <= 0.02 * float(truth.norm()) + 1e-6, name  # a tie may round the other way
+
+
 def test_a_librarys_attention_is_called_by_its_name() -> None:
     batch = tiny_batch(9, documents=((4, 3),), frames=8)
     model = MultiScaleTransformer(tiny_config(global_layers=1, local_layers=1, attention="torch_varlen"), VOCABULARY, num_tasks=2, seed=6)
