@@ -144,14 +144,15 @@ def test_cuda_graphs_are_refused_where_they_cannot_be():
     base = ["train.cuda_graphs=true", "parallel.zero_stage=1", "train.precision=bf16", "train.device=cuda", "model.kernels=auto"]
     base += ["parallel.tensor_parallel_size=1"]
     wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"]
-    wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu"]
+    wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu", "model.structure=parallel model.local_layers=0"]
     for tensor, wanted, chosen in ((1, "auto", True), (2, "auto", False), (1, "true", True), (2, "true", True), (1, "false", False)):
         words = [*base, f"parallel.tensor_parallel_size={tensor}", f"train.cuda_graphs={wanted}"]
         assert wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=words)) is chosen
     for override in wrong:
         with pytest.raises(UserError, match=r"train\.cuda_graphs works with bf16 under ZeRO-1.*seen: train\.precision .*cuda_graphs=auto"):
-            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override])
-        assert not wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, override, "train.cuda_graphs=auto"]))
+            load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, *override.split()])
+        chosen = load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, *override.split(), "train.cuda_graphs=auto"])
+        assert not wants_graphs(chosen)
     with pytest.raises(UserError, match=r"train\.cuda_graphs: Input should be 'auto', True or False \| seen: never"):
         load_config(RunConfig, "demo_cpu", folder="runs", overrides=[*base, "train.cuda_graphs=never"])
 
