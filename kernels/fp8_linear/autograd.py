@@ -40,7 +40,7 @@ class Linear(torch.autograd.Function):
         grad = grad.contiguous()
         eight, grad_bias = _cast_gradient(ctx.ops, grad, ctx.needs_input_grad[2])
         grad_x = ctx.ops.product(eight.rows, eight.scale, weights, weights_scale, grad.dtype)
-        grad_weight = ctx.ops.product(eight.columns, eight.scale, inputs, inputs_scale, grad.dtype)
+        grad_weight = ctx.ops.product(eight.columns, eight.scale, inputs, inputs_scale, grad.dtype, over_tokens=True)
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -71,7 +71,7 @@ class NormLinear(torch.autograd.Function):
         ops, grad = ctx.ops, grad.contiguous()
         eight, grad_bias = _cast_gradient(ops, grad, ctx.needs_input_grad[5])
         grad_normed = ops.product(eight.rows, eight.scale, weights, weights_scale, grad.dtype)
-        grad_weight = ops.product(eight.columns, eight.scale, ops.turned(rows), scale, grad.dtype)
+        grad_weight = ops.product(eight.columns, eight.scale, ops.turned(rows), scale, grad.dtype, over_tokens=True)
         norm_grads = ops.norm_gradient(kept, norm_weight, norm_bias, ctx.eps, grad_normed, grad_total.contiguous(), sums=False)
         return *norm_grads, None, grad_weight, grad_bias, None
 
@@ -119,10 +119,10 @@ class Mlp(torch.autograd.Function):
             hidden = ops.gelu_cast(inner, up_bias, bound, ctx.exact).columns
         outer, grad_reach = ops.reach_cast(grad)
         grad_hidden = ops.product(outer.rows, outer.scale, down, down_scale, grad.dtype)
-        grad_down = ops.product(outer.columns, outer.scale, hidden, hidden_scale, grad.dtype)
+        grad_down = ops.product(outer.columns, outer.scale, hidden, hidden_scale, grad.dtype, over_tokens=True)
         eight, grad_up_bias = ops.gelu_gradient_cast(inner, up_bias, grad_hidden, grad_reach, ops.reach(down, down_scale), ctx.exact)
         grad_normed = ops.product(eight.rows, eight.scale, up, up_scale, grad.dtype)
-        grad_up = ops.product(eight.columns, eight.scale, ops.turned(rows), scale, grad.dtype)
+        grad_up = ops.product(eight.columns, eight.scale, ops.turned(rows), scale, grad.dtype, over_tokens=True)
         grad_x, grad_norm_weight, grad_norm_bias, x_sum, grad_sum = ops.norm_gradient(
             kept, norm_weight, norm_bias, ctx.eps, grad_normed, grad, sums=True
         )

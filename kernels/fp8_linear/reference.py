@@ -18,7 +18,10 @@ MARGIN = 1.1  # of a bound of a product: its operands may have been rounded up b
 
 
 class Eight(NamedTuple):
-    """A tensor in 8 bits: e4m3 (R, K), its transpose (K, R filled up with zeros to a multiple of 16), and the float32 scale () of both."""
+    """A tensor in 8 bits: e4m3 (R, K), its transpose (K, R filled up with zeros to a multiple of 16), and the scale of both.
+
+    That is one float32 number, here once (1,); for the tensor cores, some of whose kernels read one a row, max(R, K) times.
+    """
 
     rows: torch.Tensor
     columns: torch.Tensor
@@ -37,7 +40,7 @@ def turned(rows: torch.Tensor) -> torch.Tensor:
 
 def quantize(x: torch.Tensor, largest: torch.Tensor) -> Eight:
     """x (R, K) in units with which `largest` is 448."""
-    scale = (largest.float() / LARGEST).clamp(min=LEAST_SCALE)
+    scale = (largest.float() / LARGEST).clamp(min=LEAST_SCALE).view(1)
     rows = (x.float() / scale).clamp(-LARGEST, LARGEST).to(FP8)
     return Eight(rows, turned(rows), scale)
 
@@ -55,7 +58,7 @@ def cast_summed(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
 def reach(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """The length () of the longest row of x (R, K), times `scale`: no product of a row with another is above both lengths' product."""
     longest = x.float().norm(dim=1).amax()
-    return longest if scale is None else longest * scale
+    return longest if scale is None else longest * scale[0]
 
 
 def reach_cast(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
@@ -121,8 +124,15 @@ def gelu_gradient_cast(
 
 
 def product(
-    a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None
+    a: torch.Tensor,
+    a_scale: torch.Tensor,
+    b: torch.Tensor,
+    b_scale: torch.Tensor,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    *,
+    over_tokens: bool = False,
 ) -> torch.Tensor:
-    """(R, N) = (a a_scale) (b b_scale)^T + bias of a (R, K) and b (N, K), summed in float32, in `dtype`."""
-    result = (a.float() @ b.float().t()) * (a_scale * b_scale)
+    """(R, N) = (a a_scale) (b b_scale)^T + bias of a (R, K) and b (N, K), summed in float32, in `dtype`; `over_tokens`: K are tokens."""
+    result = (a.float() @ b.float().t()) * (a_scale[0] * b_scale[0])
     return (result if bias is None else result + bias.float()).to(dtype)

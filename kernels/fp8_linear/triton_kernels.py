@@ -112,8 +112,10 @@ def _cast(
     tl.store(rows + place, eight, mask=inside)
     turned = tl.trans(eight)
     tl.store(columns + col.to(tl.int64)[:, None] * R_FILLED + row[None, :], turned, mask=(col < K)[:, None] & (row < R_FILLED)[None, :])
-    if tl.program_id(0) == 0:
-        tl.store(scale, unit)
+    if tl.program_id(0) % blocks == 0:
+        tl.store(scale + row, tl.zeros((ROWS,), tl.float32) + unit, mask=row < R)
+    if tl.program_id(0) < blocks:
+        tl.store(scale + col, tl.zeros((COLUMNS,), tl.float32) + unit, mask=col < K)
 
 
 @triton.jit
@@ -157,7 +159,7 @@ def _both(x, parts, kind=PLAIN, *, bias=None, grad=None, more=None, exact=True, 
     eight = Eight(
         torch.empty(R, K, dtype=FP8, device=x.device),
         torch.empty(K, filled(R), dtype=FP8, device=x.device),
-        torch.empty((), dtype=torch.float32, device=x.device),
+        torch.empty(max(R, K), dtype=torch.float32, device=x.device),
     )
     tiles = triton.cdiv(filled(R), tile.rows)
     sums = torch.empty(tiles, K, dtype=torch.float32, device=x.device) if summed else None
@@ -221,7 +223,7 @@ def norm_cast(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     """(rows of LayerNorm(x + residual), their scale, what its gradient needs: x + residual first)."""
-    scale = torch.empty((), dtype=torch.float32, device=x.device)
+    scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     normed, total, means, inverses = norms.forward(x, residual, weight, bias, eps, unit=scale)
     return normed, scale, (total, means, inverses)
 
@@ -242,11 +244,21 @@ def norm_gradient(
 
 
 def product(
-    a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None
+    a: torch.Tensor,
+    a_scale: torch.Tensor,
+    b: torch.Tensor,
+    b_scale: torch.Tensor,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    *,
+    over_tokens: bool = False,
 ) -> torch.Tensor:
     """(R, N) in `dtype` of a (R, K) and b (N, K)."""
     if interpreted():
         return reference.product(a, a_scale, b, b_scale, dtype, bias)
+    # With a scale a row torch takes other kernels, for bf16 alone: faster unless the sum is long (an H200, kernels/README.md).
+    each = dtype == torch.bfloat16 and not over_tokens
+    scales = (a_scale[: a.shape[0], None], b_scale[None, : b.shape[0]]) if each else (a_scale[0], b_scale[0])
     inside = bias if dtype in (torch.bfloat16, torch.float16) else None  # a bias in float32 is not for the tensor cores' epilogue
-    result = torch._scaled_mm(a, b.t(), bias=inside, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=True)
+    result = torch._scaled_mm(a, b.t(), bias=inside, scale_a=scales[0], scale_b=scales[1], out_dtype=dtype, use_fast_accum=True)
     return result if inside is bias else result + bias

@@ -56,8 +56,7 @@ def _forward(
     if EIGHT:  # no value is above the bound, so no pass over them looks for the largest
         one = tl.maximum(bound / LARGEST, LEAST)
         tl.store(normed + offsets, to_fp8(result * (1.0 / one), BY_HAND), mask=inside)
-        if tl.program_id(0) == 0:
-            tl.store(unit, one)
+        tl.store(unit + row, tl.zeros((ROWS,), tl.float32) + one, mask=row < count)
     else:
         tl.store(normed + offsets, result.to(normed.dtype.element_ty), mask=inside)
 
@@ -150,7 +149,8 @@ def forward(
     launch: Launch | None = None,
     unit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm. With `unit`, float32 (), the norm is e4m3 in units of it."""
+    """(normed, x + residual or x, means or None, 1/std): bias None is RMSNorm. With `unit`, float32 (R,), the norm is e4m3
+    in units of that, the same in every row."""
     width = x.shape[-1]
     count = x.numel() // width
     normed = torch.empty_like(x, dtype=None if unit is None else FP8)

@@ -11,7 +11,7 @@ EPS = 1e-5
 
 
 def restored(eight: Eight) -> torch.Tensor:
-    return eight.rows.double() * eight.scale.double()
+    return eight.rows.double() * eight.scale[0].double()
 
 
 def distance(ours: torch.Tensor, truth: torch.Tensor) -> float:
@@ -22,7 +22,7 @@ def test_a_cast_loses_at_most_half_a_step_of_e4m3_and_keeps_what_is_not_finite(p
     x = place.randn(7, 48) * place.randn(7, 1, scale=100.0)
     x[3] = 0
     eight = reference.cast(x)
-    assert eight.rows.dtype == FP8 and eight.scale.shape == () and eight.columns.shape == (48, 16)
+    assert eight.rows.dtype == FP8 and eight.scale.shape == (1,) and eight.columns.shape == (48, 16)
     # Three bits behind the point: half a step is 1/16 of the value; below 2^-6 of e4m3's own range the steps stop shrinking.
     allowed = x.double().abs() / 16 + eight.scale.double() * 2**-10
     assert ((restored(eight) - x.double()).abs() <= allowed * 1.001).all()
@@ -39,7 +39,8 @@ def test_kernels_cast_alike(shape, place, poisoned) -> None:
     x, bias, grad = place.randn(*shape, scale=3), place.randn(shape[1]), place.randn(*shape, scale=1e-2)
 
     def check(ours: Eight, truth: Eight) -> None:
-        torch.testing.assert_close(ours.scale, truth.scale, rtol=1e-6, atol=0)
+        assert len(ours.scale) == max(shape)
+        torch.testing.assert_close(ours.scale, truth.scale.expand_as(ours.scale), rtol=1e-6, atol=0)
         steps = (ours.rows.float() - truth.rows.float()).abs() / truth.rows.float().abs().clamp(min=2**-6)
         assert (steps <= 0.126).all() and (steps > 0).float().mean() < 0.01, "a tie may round the other way"
         assert torch.equal(ours.columns.float(), reference.turned(ours.rows).float())
@@ -81,7 +82,7 @@ def test_the_bounds_of_norm_and_gelu_hold(place) -> None:
             total = x if residual is None else x + residual
             assert torch.equal(kept[0], total)
             truth = F.layer_norm(total.double(), (48,), weight.double(), bias.double(), EPS)
-            assert ((rows.double() * scale.double() - truth).abs() <= truth.abs() / 15 + scale.double() * 2**-9).all()
+            assert ((rows.double() * scale[0].double() - truth).abs() <= truth.abs() / 15 + scale[0].double() * 2**-9).all()
             up, wide = place.randn(32, 48), place.randn(32)
             up[3] = kept[0][2] * 5  # a row along what it meets: the most that a product can be
             eight = ops.cast(up)
@@ -90,7 +91,7 @@ def test_the_bounds_of_norm_and_gelu_hold(place) -> None:
             hidden = ops.gelu_cast(inner, wide, bound, True)
             truth = F.gelu(inner.double() + wide.double())
             assert truth.abs().max() <= float(bound)
-            assert ((restored(hidden) - truth).abs() <= truth.abs() / 15 + hidden.scale.double() * 2**-9).all()
+            assert ((restored(hidden) - truth).abs() <= truth.abs() / 15 + hidden.scale[0].double() * 2**-9).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])
