@@ -3,7 +3,7 @@
 R rows of F features. The gradient of the bias is summed over a fixed set of rows per program, so that it is deterministic.
 """
 
-# ruff: noqa: ANN001, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
+# ruff: noqa: ANN001, ANN201, ANN202 - the arguments of a Triton kernel are pointers and numbers of the launch
 # mypy: disable-error-code=no-untyped-def
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def _bell(z):
 
 
 @triton.jit
-def _gelu(z, EXACT: tl.constexpr, WIDE: tl.constexpr):
+def gelu_value(z, EXACT: tl.constexpr, WIDE: tl.constexpr):
     """gelu(z); WIDE: to float32's precision."""
     if not EXACT:
         result = z / (1.0 + tl.exp(-_tanh_argument(z)))
@@ -69,7 +69,7 @@ def _tanh_argument(z):
 
 
 @triton.jit
-def _gelu_slope(z, EXACT: tl.constexpr, WIDE: tl.constexpr):
+def gelu_slope(z, EXACT: tl.constexpr, WIDE: tl.constexpr):
     """d gelu(z) / dz; WIDE: to float32's precision."""
     if EXACT:
         if WIDE:
@@ -95,7 +95,7 @@ def _gelu_forward(x, bias, out, count, features, EXACT: tl.constexpr, FEATURES: 
     offsets = row[:, None] * features + col[None, :]
     z = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     z += tl.load(bias + col, mask=col < features, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + offsets, _gelu(z, EXACT, out.dtype.element_ty == tl.float32).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + offsets, gelu_value(z, EXACT, out.dtype.element_ty == tl.float32).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def _gelu_backward(
         inside = (row < end)[:, None] & (col < features)[None, :]
         offsets = row[:, None] * features + col[None, :]
         z = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) + shift
-        grad = tl.load(grad_out + offsets, mask=inside, other=0.0).to(tl.float32) * _gelu_slope(z, EXACT, x.dtype.element_ty == tl.float32)
+        grad = tl.load(grad_out + offsets, mask=inside, other=0.0).to(tl.float32) * gelu_slope(z, EXACT, x.dtype.element_ty == tl.float32)
         total += grad
         tl.store(grad_x + offsets, grad.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(bias_parts + part * features + col, tl.sum(total, axis=0), mask=col < features)

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from uniaudio.kernels.activation.triton_kernels import _gelu, _gelu_slope
+from uniaudio.kernels.activation.triton_kernels import gelu_slope, gelu_value
 from uniaudio.kernels.checks import interpreted
 from uniaudio.kernels.column_sum import column_sum
 from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE, to_fp8
@@ -99,9 +99,9 @@ def _cast(
         values += tl.load(bias + col, mask=col < K, other=0.0).to(tl.float32)[None, :]
         WIDE: tl.constexpr = x.dtype.element_ty == tl.float32
         if KIND == 1:
-            values = tl.where(inside, _gelu(values, EXACT, WIDE), 0.0)
+            values = tl.where(inside, gelu_value(values, EXACT, WIDE), 0.0)
         else:
-            values = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32) * _gelu_slope(values, EXACT, WIDE)
+            values = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32) * gelu_slope(values, EXACT, WIDE)
     if SUMMED:
         tl.store(sums + part * K + col, tl.sum(values, axis=0), mask=col < K)
     most = tl.max(tl.load(parts + tl.arange(0, PARTS)), axis=0)
@@ -154,7 +154,22 @@ def reach(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     return _long(x, scale, and_largest=False)[0]
 
 
-def _both(x, parts, kind=PLAIN, *, bias=None, grad=None, more=None, exact=True, factor=1.0, summed=False):
+def _both(
+    x: torch.Tensor,
+    parts: torch.Tensor,
+    kind: int = PLAIN,
+    *,
+    bias: torch.Tensor | None = None,
+    grad: torch.Tensor | None = None,
+    more_parts: torch.Tensor | None = None,
+    exact: bool = True,
+    factor: float = 1.0,
+    summed: bool = False,
+) -> tuple[Eight, torch.Tensor]:
+    """Both orientations of x, or of what `kind` makes of it, and parts of sums over rows.
+
+    Its largest value is that of `parts`; with `more_parts`, both of squares of lengths, the product of those.
+    """
     (R, K), tile = x.shape, TILES[kind]
     eight = Eight(
         torch.empty(R, K, dtype=FP8, device=x.device),
@@ -162,28 +177,29 @@ def _both(x, parts, kind=PLAIN, *, bias=None, grad=None, more=None, exact=True, 
         torch.empty(max(R, K), dtype=torch.float32, device=x.device),
     )
     tiles = triton.cdiv(filled(R), tile.rows)
-    sums = torch.empty(tiles, K, dtype=torch.float32, device=x.device) if summed else None
+    sums = torch.empty(tiles if summed else 0, K, dtype=torch.float32, device=x.device)
     _cast[(tiles * triton.cdiv(K, tile.columns),)](
-        x, bias, grad, parts, more, *eight, sums, R, filled(R), K, factor, LARGEST, LEAST_SCALE, kind, exact, interpreted(),
-        summed, parts.numel(), 0 if more is None else more.numel(), tile.rows, tile.columns, num_warps=tile.warps,
+        x, bias, grad, parts, more_parts, *eight, sums, R, filled(R), K, factor, LARGEST, LEAST_SCALE, kind, exact, interpreted(),
+        summed, parts.numel(), 0 if more_parts is None else more_parts.numel(), tile.rows, tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return eight if sums is None else (eight, column_sum(sums, x.dtype))
+    return eight, sums
 
 
 def cast(x: torch.Tensor) -> Eight:
     """x (R, K) contiguous; its largest value becomes 448."""
-    return _both(x, largest(x))
+    return _both(x, largest(x))[0]
 
 
 def cast_summed(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
     """`cast`, and the sum over rows (K,) in x's dtype."""
-    return _both(x, largest(x), summed=True)
+    eight, sums = _both(x, largest(x), summed=True)
+    return eight, column_sum(sums, x.dtype)
 
 
 def reach_cast(x: torch.Tensor) -> tuple[Eight, torch.Tensor]:
     """`cast`, and `reach` of x."""
     squares, parts = _long(x, None, and_largest=True)
-    return _both(x, parts), squares
+    return _both(x, parts)[0], squares
 
 
 def gelu_bound(norm_weight: torch.Tensor, norm_bias: torch.Tensor, bias: torch.Tensor, weight_reach: torch.Tensor) -> torch.Tensor:
@@ -199,15 +215,16 @@ def gelu_bound(norm_weight: torch.Tensor, norm_bias: torch.Tensor, bias: torch.T
 
 def gelu_cast(x: torch.Tensor, bias: torch.Tensor, bound: torch.Tensor, exact: bool) -> Eight:
     """gelu(x + bias), x (R, K), in units with which its `bound` is 448."""
-    return _both(x, bound, GELU, bias=bias, exact=exact)
+    return _both(x, bound, GELU, bias=bias, exact=exact)[0]
 
 
 def gelu_gradient_cast(
     x: torch.Tensor, bias: torch.Tensor, grad: torch.Tensor, grad_reach: torch.Tensor, weight_reach: torch.Tensor, exact: bool
 ) -> tuple[Eight, torch.Tensor]:
     """The gradient of x (R, K) through gelu(x + bias), and that of bias; `grad` is a product of rows of these reaches."""
-    lengths = {"more": weight_reach, "factor": SLOPE_STEEPEST * MARGIN}
-    return _both(x, grad_reach, GELU_GRADIENT, bias=bias, grad=grad, exact=exact, summed=True, **lengths)
+    factor, given = SLOPE_STEEPEST * MARGIN, {"bias": bias, "grad": grad, "more_parts": weight_reach}
+    eight, sums = _both(x, grad_reach, GELU_GRADIENT, **given, exact=exact, factor=factor, summed=True)
+    return eight, column_sum(sums, bias.dtype)
 
 
 def turned(rows: torch.Tensor) -> torch.Tensor:
