@@ -184,7 +184,7 @@ def _both(
         x, bias, grad, parts, more_parts, *eight, sums, R, filled(R), K, factor, LARGEST, LEAST_SCALE, kind, exact, interpreted(),
         summed, turn_here, parts.numel(), 0 if more_parts is None else more_parts.numel(), tile.rows, tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    # Behind gelu's slope the tile that was turned there came out wrong on an H200 (Triton 3.6), its rows right: a pass of its own turns them.
+    # Behind gelu's slope the tile turned there was wrong on an H200 (Triton 3.6), its rows right: a pass of its own turns them.
     return eight if turn_here else eight._replace(columns=turned(eight.rows)), sums
 
 
