@@ -5,6 +5,7 @@ rows a step has is the loader's business; neither the number of processes nor ho
 """
 
 import itertools
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.dataset import BatchAssembler
 from uniaudio.pretrain.data.documents import Rows, join
 from uniaudio.pretrain.data.memory import SharedMemory, Slot
+from uniaudio.signals import SIGNALS
 
 _FRAMES_TOGETHER = 2**18
 _MOST_TOGETHER = 8
@@ -75,6 +77,12 @@ class Alone:
         self._made = {}
 
 
+def _let_the_trainer_stop(worker: int) -> None:
+    """Schedulers (and `timeout`) signal every process of a job; the trainer saves first, and takes a worker's death for a fault."""
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Workers:
     """Steps made by `count` processes, forked with the first step and again where another than the next is asked for."""
 
@@ -115,6 +123,7 @@ class Workers:
             num_workers=self.count,
             multiprocessing_context="fork",
             prefetch_factor=_ASKED_PER_WORKER,
+            worker_init_fn=_let_the_trainer_stop,
         )
         return iter(loader)
 

@@ -139,6 +139,20 @@ def test_two_processes_by_one_command_save_on_sigterm(folder: Path) -> None:
     assert (folder / "preempted" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
 
 
+def test_a_signal_to_every_process_of_the_job_lets_the_trainer_save(folder: Path) -> None:
+    """Slurm sends it to all of them, the loader's workers too."""
+    process = start(folder, "all", "data.workers=2", "train.steps=100000", "train.save_every=100000", "train.evaluate_every=2")
+    wait_for(lambda: (folder / "all" / "metrics.jsonl").exists() and len(losses(folder, "all")) > 2, process)
+    workers = children_of(process)
+    assert len(workers) >= 2
+    for pid in (*workers, process.pid):
+        os.kill(pid, signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 75 and "Traceback" not in errors and "DataLoader worker" not in errors, errors
+    assert f"asked to stop: step {losses(folder, 'all')[-1][0]} is saved" in errors
+    assert not any(map(is_alive, workers))
+
+
 def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
     process = start(folder, "orphans", "parallel.tensor_parallel_size=2")
     wait_for(lambda: len(children_of(process)) == 2, process)
