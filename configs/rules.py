@@ -169,10 +169,8 @@ def can_graph(run: RunConfig) -> bool:
 
 
 def wants_graphs(run: RunConfig) -> bool:
-    """`train.cuda_graphs`: auto leaves them out under tensor parallelism, whose collectives in a graph were never run on GPUs."""
-    if run.train.cuda_graphs == "auto":
-        return can_graph(run) and run.parallel.tensor_parallel_size == 1
-    return run.train.cuda_graphs
+    """`train.cuda_graphs`: auto is wherever they are possible."""
+    return can_graph(run) if run.train.cuda_graphs == "auto" else run.train.cuda_graphs
 
 
 def _check_graphs(run: RunConfig) -> None:

@@ -145,7 +145,7 @@ def test_cuda_graphs_are_refused_where_they_cannot_be():
     base += ["parallel.tensor_parallel_size=1"]
     wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"]
     wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu", "model.structure=parallel model.local_layers=0"]
-    for tensor, wanted, chosen in ((1, "auto", True), (2, "auto", False), (1, "true", True), (2, "true", True), (1, "false", False)):
+    for tensor, wanted, chosen in ((1, "auto", True), (2, "auto", True), (1, "true", True), (2, "true", True), (1, "false", False)):
         words = [*base, f"parallel.tensor_parallel_size={tensor}", f"train.cuda_graphs={wanted}"]
         assert wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=words)) is chosen
     for override in wrong:
