@@ -12,10 +12,8 @@ sum(its losses) x (data_parallel_size x accumulation / N).
 import contextlib
 import io
 import itertools
-import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +32,7 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.graphs import GraphedLayers
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.optim import gradient_norm, host_threads, make_optimizer
+from uniaudio.pretrain.parallel.deepspeed_start import deepspeed_config, import_deepspeed, init_process_group
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.named_state import NamedState, make_slot
 from uniaudio.pretrain.parallel.tensor import choose_backend
@@ -81,8 +80,8 @@ class Engine:
     # ---- set-up ----
 
     def _initialize(self, model: MultiScaleTransformer) -> None:
-        deepspeed = _import_deepspeed(self.device)
-        _init_process_group(self.device)
+        deepspeed = import_deepspeed(self.device)
+        init_process_group(self.device)
         self.control_group = dist.new_group(backend="gloo")  # what the host must know: no wait for the device
         self.background_group = dist.new_group(backend="gloo")  # for the thread that writes checkpoints
         deepspeed.init_distributed(dist.get_backend(), dist_init_required=False)
@@ -105,7 +104,11 @@ class Engine:
             if self._plain:
                 self._base.register_step_pre_hook(self._clip)
             self._deepspeed, *_ = deepspeed.initialize(
-                model=module, optimizer=self._base, mpu=self._mpu(), config=self._config(), dist_init_required=False
+                model=module,
+                optimizer=self._base,
+                mpu=self._mpu(),
+                config=deepspeed_config(self.run, self.device),
+                dist_init_required=False,
             )
         counters_on = torch.device("cpu") if self._kernel_step or self.run.parallel.offload_optimizer else self.device
         self.state = NamedState(
@@ -181,27 +184,6 @@ class Engine:
         from uniaudio.pretrain.parallel.groups import DeepSpeedGroups
 
         return DeepSpeedGroups()
-
-    def _config(self) -> dict[str, Any]:
-        run = self.run
-        return {
-            "train_micro_batch_size_per_gpu": run.data.rows_per_micro_batch,
-            "gradient_accumulation_steps": self._micro_batches,
-            "gradient_clipping": 0.0 if self._plain else run.optim.clip_norm,
-            "zero_optimization": {"stage": run.parallel.zero_stage, "overlap_comm": False, **self._offload()},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast on the host, and needs no compiler there
-            "bf16": {"enabled": self.dtype == torch.bfloat16},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
-            "steps_per_print": 2**31 - 1,
-            "timers": {"throughput": {"enabled": False}},  # it makes the host wait for the device twice a step
-        }
-
-    def _offload(self) -> dict[str, Any]:
-        if not self.run.parallel.offload_optimizer:
-            return {}
-        return {"offload_optimizer": {"device": "cpu", "pin_memory": self.device.type == "cuda"}}
 
     # ---- a step ----
 
@@ -323,22 +305,3 @@ class Engine:
         values: list[Any] = [None] * self.layout.world_size
         dist.all_gather_object(values, value, group=self.background_group if background else self.control_group)
         return values
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """Imports DeepSpeed for this device, silent below warnings; it reads DS_ACCELERATOR at import, and builds no op."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else its first collective compiles C++ (and waits for a stale lock)
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # names of collectives that DeepSpeed still uses
-    return deepspeed
-
-
-def _init_process_group(device: torch.device) -> None:
-    """A process of its own is a world of one; more were joined by `parallel.layout`."""
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
