@@ -151,7 +151,8 @@ def _check_training(run: RunConfig) -> None:
             "train.fp8 needs bf16 around it, whole layers, and widths that are multiples of 16",
             seen=f"train.precision {run.train.precision}, parallel.tensor_parallel_size {parallel.tensor_parallel_size}, "
             f"model.width {model.width}, model.ffn_width {model.ffn_width}",
-            allowed="bf16, 1, 16 k, 16 k",
+            allowed="bf16; 1; multiples of 16",
+            remedy="set train.precision=bf16 parallel.zero_stage=1 parallel.tensor_parallel_size=1",
         )
     if parallel.backend == "nccl" and run.train.device == "cpu":
         raise UserError("parallel.backend nccl needs CUDA", seen="train.device cpu", allowed="auto, gloo")
@@ -164,7 +165,12 @@ def can_graph(run: RunConfig) -> bool:
     micro-batches have other lengths (structures that arrange codes), or it was never run (others' attention).
     """
     ours = run.model.kernels != "torch" and run.model.attention == "kernels" and run.model.structure == "multi_scale"
-    settled = run.parallel.pipeline_parallel_size == 1 and run.parallel.zero_stage == 1 and run.train.precision == "bf16"
+    settled = (
+        run.parallel.backend != "gloo"
+        and run.parallel.pipeline_parallel_size == 1
+        and run.parallel.zero_stage == 1
+        and run.train.precision == "bf16"
+    )
     return ours and settled and run.train.device != "cpu"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uniaudio.configs.estimate import memory_gb, padded_vocabulary_size, seconds_per_step, vocabulary_size
+from uniaudio.configs.estimate import memory_gb, padded_vocabulary_size, seconds_per_step, step_seconds, vocabulary_size
 from uniaudio.configs.flops import is_cut, parameter_shapes, rank_count
 from uniaudio.configs.load import load_config
 from uniaudio.configs.model import ModelConfig
@@ -38,13 +38,23 @@ def test_zero_and_the_layout_cut_the_states():
     assert zero1.optimizer == whole.optimizer / 16 and zero1.gradients == whole.gradients
     assert zero2.gradients == whole.gradients / 16 and zero2.weights == whole.weights
     assert zero3.states == pytest.approx(whole.states / 16)
-    assert memory_gb(run(sixteen, "parallel.zero_stage=2", "parallel.offload_optimizer=true")).optimizer == 0
+    offloaded = run(sixteen, "parallel.zero_stage=2", "parallel.offload_optimizer=true")
+    assert memory_gb(offloaded).optimizer == 0
+    assert step_seconds(offloaded, gpu="H200").optimizer > 20 * step_seconds(run(sixteen), gpu="H200").optimizer
+
     bf16 = [memory_gb(run("parallel.zero_stage=1", *more)).gradients for more in (
         (*ALONE,), (*ALONE, "optim.gradient_accumulation=2"), (*ALONE, "parallel.data_parallel_size=2"))]  # fmt: skip
     assert bf16[1] == pytest.approx(3 * bf16[0]) and bf16[2] == pytest.approx(4 * bf16[0]), "2 bytes; 2 + 4; 2 + 4 + 4/2"
     cut = memory_gb(run("parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2", "parallel.data_parallel_size=4"))
     whole_weights = memory_gb(run()).weights
     assert 0.3 * whole_weights < cut.weights < 0.32 * whole_weights, "(a quarter of the parameters + half of the rest) / 2 stages"
+
+
+def test_a_step_in_8_bits_is_planned_as_much_shorter_as_measured():
+    """One H200, 16 k frames: 189.7 ms (docs/runs/paper_1b_h200)."""
+    one = (*ALONE, "data.rows_per_micro_batch=8", "data.frames_per_row=2048", "optim.gradient_accumulation=1")
+    plain, eight = (step_seconds(run(*one, f"train.fp8={fp8}"), gpu="H200") for fp8 in ("false", "true"))
+    assert eight.total == pytest.approx(0.1897, rel=0.1) and plain.total == pytest.approx(0.2521, rel=0.1)
 
 
 @pytest.mark.parametrize(
