@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from uniaudio.kernels.activation import reference as activation
+from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE
 from uniaudio.kernels.norm import reference as norms
 
-FP8 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3, as in kernels.fp8, which needs Triton
-LEAST_SCALE = 1e-12  # of a tensor of zeros
 MULTIPLE = 16  # of what the tensor cores sum over
 GELU_DEEPEST = 0.1701  # no value of gelu is below minus this
 SLOPE_STEEPEST = 1.13  # nor one of its slope above this

@@ -18,9 +18,10 @@ import triton.language as tl
 from uniaudio.kernels.activation.triton_kernels import gelu_slope, gelu_value
 from uniaudio.kernels.checks import interpreted
 from uniaudio.kernels.column_sum import column_sum
-from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE, to_fp8
+from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE
 from uniaudio.kernels.fp8_linear import reference
 from uniaudio.kernels.fp8_linear.reference import GELU_DEEPEST, MARGIN, SLOPE_STEEPEST, Eight, filled
+from uniaudio.kernels.fp8_rounding import to_fp8
 from uniaudio.kernels.norm import triton_kernels as norms
 
 PLAIN, GELU, GELU_GRADIENT, TURN = 0, 1, 2, 3

@@ -18,7 +18,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from uniaudio.kernels.checks import interpreted
 from uniaudio.kernels.column_sum import column_sum
 from uniaudio.kernels.device import streaming_multiprocessors
-from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE, to_fp8
+from uniaudio.kernels.fp8 import FP8, LARGEST, LEAST_SCALE
+from uniaudio.kernels.fp8_rounding import to_fp8
 
 
 @triton.jit

@@ -36,6 +36,7 @@ LAYOUTS = {
     "zero3_dp4": (1, 1, 4, 3),
 }
 ROWS, MICRO_BATCHES = 4, 8
+PARTS = ("seconds_per_step", *(f"seconds/{part}" for part in ("forward", "backward", "communication", "optimizer")))
 
 
 def train(arguments: argparse.Namespace, name: str, left: float) -> list[dict[str, Any]]:
@@ -72,6 +73,7 @@ def row(name: str, lines: list[dict[str, Any]], one: dict[str, Any] | None) -> d
     found = {
         "layout": name, "gpus": gpus, "zero": zero, "frames_per_second_a_gpu": speed,
         "mfu": statistics.median(line["mfu"] for line in laps),
+        **{part: statistics.median(line.get(part, 0.0) for line in laps) for part in PARTS},
         "gpu_gb": max(line.get("system/gpu_memory_gb", 0.0) for line in laps), "losses": losses[:12],
     }  # fmt: skip
     if one is None or "losses" not in one:

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uniaudio.kernels.fp8 import FP8
 from uniaudio.kernels.fp8_linear import fp8_linear, fp8_mlp, fp8_norm_linear, reference
-from uniaudio.kernels.fp8_linear.reference import FP8, Eight
+from uniaudio.kernels.fp8_linear.reference import Eight
 
 EPS = 1e-5
 
