@@ -4,6 +4,7 @@ A graph replays the same kernels on the same addresses, so what varies is copied
 parameters' gradients) lies where it lay before, until the next replay. Both share one pool of memory: activations of the forward pass are
 let go while the backward pass is captured, as they are without graphs, and gradients take their places. So gradients must be read before
 the next forward pass: `parallel.zero_one` does, after each micro-batch. The head stays outside: how many codes it works on is the batch's.
+In a pipeline each micro-batch under way has a pair of graphs of its own, with a pool of its own: what one pair keeps, another may not take.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,12 @@ State = tuple[torch.Tensor, ...]
 class GraphedLayers:
     """`layers` in a row, from a batch's tensors to the state whose first tensor is the hidden one, after `capture`.
 
+    continues: they take such a state themselves (a later stage of a pipeline), and its hidden tensor gets a gradient.
     Everything must have run once before with these shapes: kernels are compiled, and libraries set up, at their first launch.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._layers = list(layers)
+    def __init__(self, layers: Sequence[nn.Module], *, continues: bool = False) -> None:
+        self._layers, self._continues = list(layers), continues
         self._parameters = [parameter for layer in self._layers for parameter in layer.parameters() if parameter.requires_grad]
         self._inputs: State = ()
         self._addresses: list[int] = []
@@ -58,7 +60,8 @@ class GraphedLayers:
             ) from error
 
     def _capture(self, batch: State) -> None:
-        inputs = tuple(tensor.clone() for tensor in batch)
+        inputs = tuple(tensor.detach().clone() for tensor in batch)
+        received = [inputs[0].requires_grad_()] if self._continues else []
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Other threads pin memory and copy meanwhile (loader, checkpoints): only what this one does must fit into a graph.
         together: dict[str, Any] = {"pool": torch.cuda.graph_pool_handle(), "capture_error_mode": "thread_local"}
@@ -70,14 +73,14 @@ class GraphedLayers:
             hidden = state[0]
             self._upstream = torch.empty_like(hidden)
             with torch.cuda.graph(self._backward, **together):
-                self._gradients = torch.autograd.grad(hidden, leaves, self._upstream, allow_unused=True)
+                self._gradients = torch.autograd.grad(hidden, [*leaves, *received], self._upstream, allow_unused=True)
         self._outputs = tuple(tensor.detach() for tensor in state)
         self._anchor = torch.zeros((), device=hidden.device, requires_grad=True)
         self._addresses = [parameter.data_ptr() for parameter in self._parameters]
-        self._inputs = inputs
+        self._inputs = tuple(tensor.detach() for tensor in inputs)
 
     def __call__(self, batch: State) -> State:
-        """The state; its backward pass gives every parameter a gradient, valid until the next call.
+        """The state; its backward pass gives every parameter a gradient, and what it continues, valid until the next call.
 
         Raises ValueError where shapes are others, or a parameter has moved, since the capture.
         """
@@ -86,36 +89,39 @@ class GraphedLayers:
             raise ValueError(f"tensors of a batch for a CUDA graph | seen: {shapes} | allowed: {known}, of its capture")
         if [parameter.data_ptr() for parameter in self._parameters] != self._addresses:
             raise ValueError("a parameter was given other memory since the CUDA graph was captured")
+        return (_Replay.apply(batch[0] if self._continues else self._anchor, self, batch), *self._outputs[1:])
+
+    def forward_pass(self, batch: State) -> torch.Tensor:
+        """Replays the forward pass on these tensors."""
         for fixed, tensor in zip(self._inputs, batch):
             fixed.copy_(tensor)
-        return (_Replay.apply(self._anchor, self), *self._outputs[1:])
-
-    def forward_pass(self) -> torch.Tensor:
-        """Replays the forward pass on what is in the inputs."""
         self._forward.replay()
         return self._outputs[0].detach()
 
-    def backward_pass(self, upstream: torch.Tensor) -> None:
-        """Replays the backward pass and hands the gradients to the parameters, which have none: without autograd's copies and checks."""
+    def backward_pass(self, upstream: torch.Tensor) -> torch.Tensor | None:
+        """Replays the backward pass and hands the gradients to the parameters, which have none: without autograd's copies and checks.
+
+        Returns that of the hidden tensor that came in, where there was one.
+        """
         self._upstream.copy_(upstream)
         self._backward.replay()
         for parameter, gradient in zip(self._parameters, self._gradients):
             parameter.grad = gradient
+        return self._gradients[-1].detach() if self._continues else None
 
 
 class _Replay(torch.autograd.Function):
-    """Puts the two replays at their places in autograd's order; `anchor` is there to need a gradient."""
+    """Puts the two replays at their places in autograd's order; `source` needs a gradient: the hidden tensor, or an anchor."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, anchor: torch.Tensor, graphs: GraphedLayers) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, source: torch.Tensor, graphs: GraphedLayers, batch: State) -> torch.Tensor:
         ctx.graphs = graphs  # type: ignore[attr-defined]
-        return graphs.forward_pass()
+        return graphs.forward_pass(batch)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[None, None]:
-        ctx.graphs.backward_pass(upstream)  # type: ignore[attr-defined]
-        return None, None
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        return ctx.graphs.backward_pass(upstream), None, None  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -75,6 +75,35 @@ def test_replays_give_the_bits_of_the_layers_on_other_batches(name: str, device:
         assert_same(losses_and_gradients(model, batch), expected)
 
 
+@pytest.mark.parametrize("name", ["paper", "time", "selective", "full"])
+def test_two_stages_with_two_micro_batches_under_way_give_the_bits_of_the_layers(name: str, device: str) -> None:
+    """A pipeline's first stage begins a second micro-batch before it goes back through the first."""
+    model = build(device, **CASES[name])
+    documents = [((7, 5, 0), (4, 3, 4)), ((3, 10, 0), (13, 0, 0)), ((13, 0, 0), (6, 6, 0)), ((6, 6, 0), (7, 5, 0))]
+    batches = [batch_of(model, seed, documents=rows) for seed, rows in enumerate(documents)]
+    plain = [losses_and_gradients(model, batch) for batch in batches]
+    before, after = model.as_layers()[:3], model.as_layers()[3:-1]
+    first = [GraphedLayers(before) for _ in range(2)]
+    last = GraphedLayers(after, continues=True)
+    example = batch_of(model, 9, documents=documents[0])
+    for graphs in first:
+        graphs.capture(example)
+    last.capture(first[0](example))
+    under_way: list[tuple[torch.Tensor, ...]] = []
+    for index in range(len(batches) + 1):
+        if index < len(batches):
+            under_way.append(first[index % 2](batches[index]))
+        if index > 0:
+            state = under_way.pop(0)
+            for parameter in model.parameters():
+                parameter.grad = None
+            received = state[0].detach().clone().requires_grad_()
+            sums, counts = model.head(last((received, *state[1:])))
+            (sums * torch.arange(1, 7, device=sums.device).view(2, 3)).sum().backward()
+            state[0].backward(received.grad)
+            assert_same([sums.detach(), counts, *(p.grad for p in model.parameters())], plain[index - 1])
+
+
 def test_weights_may_change_between_replays_and_frozen_ones_get_no_gradient(device: str) -> None:
     model = build(device)
     model.embed.requires_grad_(False)
