@@ -12,7 +12,6 @@ from uniaudio.configs.flops import (
     PEAK_FLOPS,
     adapter_shapes,
     flops_per_frame,
-    layer_flops,
     parameter_shapes,
     rank_count,
     trained_count,
@@ -21,7 +20,7 @@ from uniaudio.configs.flops import (
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.rules import wants_graphs
 from uniaudio.configs.run import RunConfig
-from uniaudio.configs.stages import stage_bounds
+from uniaudio.configs.stages import NVLINK_BYTES, REACHED, block_bytes, layer_costs, stage_bounds
 from uniaudio.configs.vocabulary import load_table
 
 _ROWS_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this
@@ -135,13 +134,11 @@ def frame_flops(run: RunConfig, rows: int) -> float:
     return operations
 
 
-# Measured on H100s and H200s (docs/training.md): what of the data sheet's peak the products and kernels of a step reach, bytes/s of memory,
-# and what the host adds to a step that it launches kernel by kernel, or as CUDA graphs. Bytes/s of an all-reduce inside a node (NVLink) and
-# of one GPU's share of a 400 Gb/s network.
-_REACHED = 0.57
+# Measured on H100s and H200s (docs/training.md): bytes/s of memory, and what the host adds to a step that it launches kernel by kernel, or
+# as CUDA graphs. Bytes/s of one GPU's share of a 400 Gb/s network.
 _MEMORY_BYTES = 2.97e12
 _HOST_SECONDS, _HOST_SECONDS_OF_GRAPHS = 0.02, 0.002
-_NVLINK_BYTES, _NETWORK_BYTES = 300e9, 40e9
+_NETWORK_BYTES = 40e9
 _OPTIMIZER_BYTES = 28  # of a parameter: gradient, master and moments read; master, moments and weight written
 _SECONDS_ON_THE_HOST = 0.3e-9  # of a parameter, on 64 cores
 _FP8_SPEEDUP = 1.3  # of the passes, at paper_1b's width
@@ -169,7 +166,7 @@ def bubble_share(run: RunConfig) -> float:
     stages = run.parallel.pipeline_parallel_size
     if stages == 1:
         return 0.0
-    costs = layer_flops(run.model, run.data.frames_per_row, padded_vocabulary_size(run.model))
+    costs = layer_costs(run, padded_vocabulary_size(run.model))
     bounds = stage_bounds(run, vocabulary_size(run.model))
     slowest = max(sum(costs[start:stop]) for start, stop in itertools.pairwise(bounds))
     micro_batches = run.optim.gradient_accumulation
@@ -179,18 +176,17 @@ def bubble_share(run: RunConfig) -> float:
 def _tensor_parallel_bytes(run: RunConfig, rows: int) -> float:
     """What a rank sends to the others of its tensor-parallel group in a step.
 
-    (size - 1) / size of all tokens, four times a global block and pass; and gradients of what is whole on every rank: in fp32 once a step
+    Tokens of the global blocks (`stages.block_bytes`); and gradients of what is whole on every rank: in fp32 once a step
     under ZeRO-1 (scattered before the data-parallel ranks exchange them and gathered behind it, as are the bf16 weights), by micro-batch
     under ZeRO-2 and 3.
     """
     parallel, model = run.parallel, run.model
     size, stages, data = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
     tokens = run.frames_per_step / data * model.steps_per_frame * model.global_layers / stages
-    crossings = 12 if parallel.recompute == "full" else 8
     of_whole: float = 4 * run.optim.gradient_accumulation
     if parallel.zero_stage == 1:
         of_whole = 4 + 4 / data + (2 if data > 1 else 0)
-    return (crossings * tokens * model.width * 2 + of_whole * whole_count(run, rows) / stages) * (size - 1) / size
+    return tokens * block_bytes(run) + of_whole * whole_count(run, rows) / stages * (size - 1) / size
 
 
 def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSeconds:
@@ -198,7 +194,7 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
     parallel, model = run.parallel, run.model
     tensor, stages, data = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
     again = {"none": 1.0, "selective": 1.01, "full": 4 / 3}[parallel.recompute]
-    compute = seconds_per_step(run, gpu=gpu, mfu=_REACHED) * again / (_FP8_SPEEDUP if run.train.fp8 else 1.0)
+    compute = seconds_per_step(run, gpu=gpu, mfu=REACHED) * again / (_FP8_SPEEDUP if run.train.fp8 else 1.0)
     bubble = bubble_share(run)
     rows = padded_vocabulary_size(model)
     moved = _tensor_parallel_bytes(run, rows)
@@ -209,9 +205,9 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
     owned = parameters / (data if parallel.zero_stage else 1)
     return StepSeconds(
         compute,
-        compute * bubble / (1 - bubble),
-        moved / _NVLINK_BYTES,
-        exchanged / (_NVLINK_BYTES if inside else _NETWORK_BYTES),
+        (compute + moved / NVLINK_BYTES) * bubble / (1 - bubble),
+        moved / NVLINK_BYTES,
+        exchanged / (NVLINK_BYTES if inside else _NETWORK_BYTES),
         owned * (_SECONDS_ON_THE_HOST if parallel.offload_optimizer else _OPTIMIZER_BYTES / _MEMORY_BYTES),
         _HOST_SECONDS_OF_GRAPHS if wants_graphs(run) else _HOST_SECONDS,
     )

@@ -161,16 +161,11 @@ def _check_training(run: RunConfig) -> None:
 def can_graph(run: RunConfig) -> bool:
     """Whether the step's layers may be captured as CUDA graphs, if the device is one of CUDA.
 
-    Elsewhere gradients wait longer than until the next forward pass (other ZeRO stages), several micro-batches are under way (pipeline),
-    micro-batches have other lengths (structures that arrange codes), or it was never run (others' attention).
+    Elsewhere gradients wait longer than until the next forward pass (other ZeRO stages), micro-batches have other lengths (structures that
+    arrange codes), or it was never run (others' attention).
     """
     ours = run.model.kernels != "torch" and run.model.attention == "kernels" and run.model.structure == "multi_scale"
-    settled = (
-        run.parallel.backend != "gloo"
-        and run.parallel.pipeline_parallel_size == 1
-        and run.parallel.zero_stage == 1
-        and run.train.precision == "bf16"
-    )
+    settled = run.parallel.backend != "gloo" and run.parallel.zero_stage == 1 and run.train.precision == "bf16"
     return ours and settled and run.train.device != "cpu"
 
 
@@ -183,11 +178,10 @@ def _check_graphs(run: RunConfig) -> None:
     model, parallel = run.model, run.parallel
     if run.train.cuda_graphs is True and not can_graph(run):
         raise UserError(
-            "train.cuda_graphs works with bf16 under ZeRO-1, without a pipeline, with this project's kernels and structure, on CUDA",
-            seen=f"train.precision {run.train.precision}, parallel.zero_stage {parallel.zero_stage}, parallel.pipeline_parallel_size "
-            f"{parallel.pipeline_parallel_size}, model.kernels {model.kernels}, model.attention {model.attention}, "
-            f"model.structure {model.structure}, train.device {run.train.device}",
-            allowed="bf16, 1, 1, auto or triton, kernels, multi_scale, auto or cuda",
+            "train.cuda_graphs works with bf16 under ZeRO-1, with this project's kernels and structure, on CUDA",
+            seen=f"train.precision {run.train.precision}, parallel.zero_stage {parallel.zero_stage}, model.kernels {model.kernels}, "
+            f"model.attention {model.attention}, model.structure {model.structure}, train.device {run.train.device}",
+            allowed="bf16, 1, auto or triton, kernels, multi_scale, auto or cuda",
             remedy="set train.cuda_graphs=auto, which leaves them out where they are not possible",
         )
 

@@ -14,7 +14,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from uniaudio.configs.rules import wants_graphs
 from uniaudio.configs.run import RunConfig
-from uniaudio.configs.stages import stage_bounds
+from uniaudio.configs.stages import stage_bounds, stage_layers
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
@@ -74,8 +74,7 @@ class Engine:
         self._kernel_step = self.dtype == torch.bfloat16 and run.parallel.zero_stage == 1
         self._initialize(model)
         self._model, self._warm = model, False
-        graphs = GraphedLayers(model.as_layers()[:-1])
-        self._graphs = graphs if self._wants_graphs() and graphs.trained else None
+        self._graphs = self._make_graphs() if self._wants_graphs() else []
 
     # ---- set-up ----
 
@@ -110,6 +109,10 @@ class Engine:
                 config=deepspeed_config(self.run, self.device),
                 dist_init_required=False,
             )
+        if self.layout.pipeline_size > 1:
+            from uniaudio.pretrain.parallel.stages import Pipeline
+
+            self._pipeline = Pipeline(self._deepspeed, self.stopwatch)
         counters_on = torch.device("cpu") if self._kernel_step or self.run.parallel.offload_optimizer else self.device
         self.state = NamedState(
             self.slots, self.layout, zero_stage=self.run.parallel.zero_stage, wrapped=self._deepspeed, optimizer=self._base,
@@ -141,39 +144,38 @@ class Engine:
             raise UserError("train.cuda_graphs: no CUDA device", seen=self.device, allowed="cuda", remedy="set train.cuda_graphs=auto")
         return cuda and wants_graphs(self.run)
 
+    def _make_graphs(self) -> list[GraphedLayers]:
+        """Of the layers here before the head, one for each micro-batch under way: in 1F1B as many as stages from here to the last."""
+        layout = self.layout
+        own = stage_layers(self.run, self._model.vocabulary_size, layout.pipeline_rank)
+        layers = self._model.as_layers()[own.start : own.stop - layout.is_last_stage]
+        under_way = min(layout.pipeline_size - layout.pipeline_rank, self._micro_batches)
+        graphs = [GraphedLayers(layers, continues=not layout.is_first_stage) for _ in range(under_way)]
+        return graphs if graphs[0].trained else []
+
     def _prepare_graphs(self, batch: Batch) -> None:
         """Captures them after the first step, which has compiled the kernels; after that they stay."""
-        if self._graphs is not None and self._warm and not self._graphs.captured:
+        if self._graphs and self._warm and not self._graphs[0].captured:
             before = time.perf_counter()
-            self._graphs.capture(batch.as_tuple())
-            self._model.graphs = self._graphs
+            example = batch.as_tuple() if self.layout.is_first_stage else self._pipeline.received
+            for graphs in self._graphs:
+                graphs.capture(example)
+            in_turn = itertools.cycle(self._graphs)  # who began first is through first
+            holder = self._stages if self.layout.pipeline_size > 1 else self._model
+            holder.graphs = lambda state: next(in_turn)(state)
             logger.info("the layers before the head run as CUDA graphs from here on; captured in %.1f s", time.perf_counter() - before)
         self._warm = True
 
     def _as_pipeline(self, model: MultiScaleTransformer) -> nn.Module:
-        from deepspeed.pipe import PipelineModule
-        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+        from uniaudio.pretrain.parallel.stages import Stages
 
         layers = model.named_layers()
         bounds = stage_bounds(self.run, model.vocabulary_size)
         logger.info("pipeline stages: %s", "; ".join(f"{layers[a][0]}..{layers[b - 1][0]}" for a, b in itertools.pairwise(bounds)))
-
-        class Stages(PipelineModule):
-            """PipelineModule with stage bounds given instead of guessed."""
-
-            def _partition_layers(self, method: str = "given") -> None:
-                self.parts = bounds
-                stage = self._topo.get_coord(self.global_rank).pipe
-                self._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
-
-        parallel = self.run.parallel
-        topology = PipeModelDataParallelTopology(
-            num_pp=parallel.pipeline_parallel_size, num_mp=parallel.tensor_parallel_size, num_dp=parallel.data_parallel_size
-        )
         os.environ.setdefault("LOCAL_RANK", str(self.device.index or 0))
-        stages = Stages([layer for _, layer in layers], topology=topology, loss_fn=self._pipeline_loss)
-        self._model_group = stages._grid.get_model_parallel_group()
-        return stages
+        self._stages = Stages([layer for _, layer in layers], bounds, self.run.parallel, loss=self._pipeline_loss)
+        self._model_group = self._stages.model_group
+        return self._stages
 
     def _mpu(self) -> object | None:
         if self.layout.pipeline_size > 1:
@@ -200,8 +202,7 @@ class Engine:
         self._prepare_graphs(batches[0])
         self.stopwatch.start()
         if self.layout.pipeline_size > 1:
-            self._deepspeed.train_batch(data_iter=self._pipeline_batches(batches))
-            self.stopwatch.mark("pipeline")
+            self._pipeline.train(batches, target_counts)
         else:
             if not self._model.training:
                 self._deepspeed.train()  # sets some 300 modules, one by one
@@ -224,9 +225,7 @@ class Engine:
         self._loss_scale.fill_(1.0)
         self._totals.zero_()
         if self.layout.pipeline_size > 1:
-            self._deepspeed.eval_batch(
-                self._pipeline_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
-            )
+            self._pipeline.evaluate(batches)
         else:
             self._deepspeed.eval()
             for batch in batches:
@@ -258,10 +257,6 @@ class Engine:
 
     def _pipeline_loss(self, outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         return self._collect(*outputs)
-
-    def _pipeline_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-        unused_label = torch.zeros(1, device=self.device)  # the targets are in the batch, and travel with it
-        return iter([(batch.as_tuple(), unused_label) for batch in batches])
 
     def _clip(self, *_: object) -> None:
         """Before the plain optimizer's step: the norm over the whole model, and all gradients scaled to `clip_norm` at most.

@@ -209,7 +209,8 @@ class Trainer:
         self._clock.productive += steps * lap["seconds_per_step"]
         parts = {"data": self._data_seconds / steps, **self.engine.stopwatch.read()}
         self._data_seconds = 0.0
-        self._watchdog.tell_own(parts["data"] + parts.get("forward", 0.0))
+        stages = self.run.parallel.pipeline_parallel_size  # of a pipeline differ from each other
+        self._watchdog.tell_own(parts["data"] + (parts.get("forward", 0.0) if stages == 1 else 0.0))
         return (
             lap
             | {f"seconds/{part}": seconds for part, seconds in parts.items()}

@@ -17,6 +17,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1},
     "ZeRO 2, bf16": {"data_parallel_size": 2, "rows": 2, "zero": 2, "precision": "bf16"},
     "ZeRO 3": {"data_parallel_size": 2, "rows": 2, "zero": 3},
+    "pipeline 2, bf16, ZeRO 1": {"pipeline_parallel_size": 2, "accumulation": 2, "rows": 2, "zero": 1, "precision": "bf16"},
     "bf16, ZeRO 1": {"data_parallel_size": 2, "rows": 2, "zero": 1, "precision": "bf16"},
 }
 
@@ -30,7 +31,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(name: str, tmp_path: Pa
         assert rank["after"] == pytest.approx(rank["before"], rel=0.1), "and the training goes on"
 
 
-@pytest.mark.parametrize("name", ["one", "bf16, ZeRO 1"])
+@pytest.mark.parametrize("name", ["one", "pipeline 2, bf16, ZeRO 1", "bf16, ZeRO 1"])
 def test_the_host_does_not_wait_for_the_device_inside_a_step(name: str, tmp_path: Path) -> None:
     run = tiny_run.tiny_run(tmp_path, **LAYOUTS[name])
     for found in run_ranks(run.parallel.world_size, tmp_path / "results", tiny_run.waits, config=run.model_dump(mode="json")):

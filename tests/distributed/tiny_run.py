@@ -194,12 +194,12 @@ def whole_weights(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def graphed(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
-    """`whole_weights` with graphs, of recorded calls instead of CUDA's; and whether there were any."""
+    """`whole_weights` with graphs, of recorded calls instead of CUDA's; and how many there were."""
     recorded_graphs.stand_in()
     captured, capture = [], GraphedLayers.capture
     GraphedLayers.capture = lambda self, batch: captured.append(capture(self, batch))
     Engine._wants_graphs = lambda self: True
-    return {**whole_weights(config=config, steps=steps), "captured": len(captured) == 1}
+    return {**whole_weights(config=config, steps=steps), "captured": len(captured)}
 
 
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:

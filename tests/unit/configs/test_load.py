@@ -1,5 +1,7 @@
 """YAML, overrides, rules: every shipped config loads, every fault names its key."""
 
+import itertools
+
 import pytest
 from click.testing import CliRunner
 
@@ -143,10 +145,12 @@ def test_fp8_without_what_it_needs_is_refused():
 def test_cuda_graphs_are_refused_where_they_cannot_be():
     base = ["train.cuda_graphs=true", "parallel.zero_stage=1", "train.precision=bf16", "train.device=cuda", "model.kernels=auto"]
     base += ["parallel.tensor_parallel_size=1"]
-    wrong = ["train.precision=fp32", "parallel.zero_stage=2", "parallel.pipeline_parallel_size=2"]
+    wrong = ["train.precision=fp32", "parallel.zero_stage=2"]
     wrong += ["model.kernels=torch", "model.attention=torch_varlen", "train.device=cpu", "model.structure=parallel model.local_layers=0"]
-    for tensor, wanted, chosen in ((1, "auto", True), (2, "auto", True), (1, "true", True), (2, "true", True), (1, "false", False)):
+    cases = ((1, "auto", True), (2, "auto", True), (1, "true", True), (2, "true", True), (1, "false", False))
+    for (tensor, wanted, chosen), stages in itertools.product(cases, (1, 2)):
         words = [*base, f"parallel.tensor_parallel_size={tensor}", f"train.cuda_graphs={wanted}"]
+        words += [f"parallel.pipeline_parallel_size={stages}"]
         assert wants_graphs(load_config(RunConfig, "demo_cpu", folder="runs", overrides=words)) is chosen
     for override in wrong:
         with pytest.raises(UserError, match=r"train\.cuda_graphs works with bf16 under ZeRO-1.*seen: train\.precision .*cuda_graphs=auto"):

@@ -6,7 +6,7 @@ import pytest
 from uniaudio.configs.flops import layer_flops
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
-from uniaudio.configs.stages import balanced_bounds, stage_bounds, stage_layers
+from uniaudio.configs.stages import balanced_bounds, layer_costs, stage_bounds, stage_layers
 from uniaudio.errors import UserError
 
 
@@ -37,6 +37,20 @@ def test_the_paper_model_is_cut_where_its_work_is_halved() -> None:
     _, cut, _ = balanced_bounds(costs, 2)
     assert cut in range(23, 28)
     assert worst(costs, [0, cut, len(costs)]) < 0.55 * sum(costs)
+
+
+def test_tensor_parallel_traffic_counts_as_work_of_the_global_blocks() -> None:
+    """docs/runs/layouts_4h200: 0.68 ms a block and micro-batch of 16,384 frames, beside 2.6 of its products."""
+    whole, cut = (
+        load_config(
+            RunConfig, "paper_1b", folder="runs", overrides=["parallel.pipeline_parallel_size=2", f"parallel.tensor_parallel_size={size}"]
+        )
+        for size in (1, 2)
+    )
+    assert layer_costs(whole, 4212) == layer_flops(whole.model, whole.data.frames_per_row, 4212)
+    before, now = layer_costs(whole, 4212), layer_costs(cut, 4212)
+    assert now[1] / before[1] == pytest.approx(1 + 0.68 / 2.6, rel=0.1) and now[27:] == before[27:]
+    assert stage_bounds(cut, 4212)[1] < stage_bounds(whole, 4212)[1]
 
 
 def test_given_bounds_are_taken_or_refused() -> None:
