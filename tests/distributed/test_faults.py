@@ -38,6 +38,14 @@ def test_the_host_does_not_wait_for_the_device_inside_a_step(name: str, tmp_path
         assert not found, "\n".join(found)
 
 
+def test_the_parts_of_a_pipelines_step_are_told_by_each_stage(tmp_path: Path) -> None:
+    """The wait for other stages among them; an evaluation is no part of a step."""
+    run = tiny_run.tiny_run(tmp_path, **LAYOUTS["pipeline 2, bf16, ZeRO 1"])
+    for rank in run_ranks(run.parallel.world_size, tmp_path / "results", tiny_run.parts, config=run.model_dump(mode="json")):
+        assert set(rank["parts"]) == {"forward", "backward", "pipeline", "communication", "optimizer"}
+        assert 0.3 * rank["step"] < sum(rank["parts"].values()) <= rank["step"]
+
+
 CONFIG = """
 model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 1, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
 data: {shards: FOLDER/shards, tasks: [tts], frames_per_row: 128, rows_per_micro_batch: 1, prompt_seconds: 0.3}

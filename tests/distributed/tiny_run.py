@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,17 @@ def waits(*, config: dict[str, Any]) -> list[str]:
     for name, method in zip(names, original):
         setattr(torch.Tensor, name, method)
     return found
+
+
+def parts(*, config: dict[str, Any]) -> dict[str, Any]:
+    """What a step, and an evaluation behind it, take by the stopwatch; and by the clock."""
+    run = RunConfig.model_validate(config)
+    engine = make_engine(run)
+    before = time.perf_counter()
+    step_once(run, engine, 1)
+    step = time.perf_counter() - before
+    engine.evaluate(rank_batches(run, engine.layout, 999))
+    return {"parts": engine.stopwatch.read(), "step": step}
 
 
 def changed(*, config: dict[str, Any], steps: int) -> dict[str, list[str]]:

@@ -36,7 +36,7 @@ LAYOUTS = {
     "zero3_dp4": (1, 1, 4, 3),
 }
 ROWS, MICRO_BATCHES = 4, 8
-PARTS = ("seconds_per_step", *(f"seconds/{part}" for part in ("forward", "backward", "communication", "optimizer")))
+PARTS = ("seconds_per_step", *(f"seconds/{part}" for part in ("forward", "backward", "pipeline", "communication", "optimizer")))
 
 
 def train(arguments: argparse.Namespace, name: str, left: float) -> list[dict[str, Any]]:
