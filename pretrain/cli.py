@@ -1,6 +1,7 @@
 """`uniaudio train`: starts the processes of the layout, or is one of them."""
 
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -10,6 +11,7 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.finished import finished_at
+from uniaudio.pretrain.starting import stop_at_once
 
 
 @click.command()
@@ -27,26 +29,27 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
     launch.die_with_parent()
     if profile:
         overrides = (*overrides, "train.profile=true")
-    config = load_config(RunConfig, run, folder="runs", overrides=overrides)
-    with launch.only_training(config):
-        if not launch.is_started() and (done := finished_at(config)):
-            get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)
-            return
-        code = _train(config, ["train", run, *overrides])
+    with stop_at_once() as started:
+        config = load_config(RunConfig, run, folder="runs", overrides=overrides)
+        with launch.only_training(config):
+            if not launch.is_started() and (done := finished_at(config)):
+                get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)
+                return
+            code = _train(config, ["train", run, *overrides], started)
     if code:
         sys.exit(code)
 
 
-def _train(config: RunConfig, command: list[str]) -> int:
-    """Starts the ranks and waits for them, or is one; the exit code."""
+def _train(config: RunConfig, command: list[str], started: Callable[[], None]) -> int:
+    """Starts the ranks and waits for them, or is one; the exit code. `started`: called when signals are handled by these."""
     if config.parallel.world_size > 1 and not launch.is_started():
         launch.require_shards(config)
         launch.require_devices(config)
-        return launch.spawn(command, config.parallel.world_size)
+        return launch.spawn(command, config.parallel.world_size, started=started)
     from uniaudio.pretrain.train import train as train_rank
 
     try:
-        return train_rank(config)
+        return train_rank(config, started=started)
     except UserError as error:
         if not launch.report_fault(error):
             raise

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,11 @@ from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.lock import only_writer
+from uniaudio.pretrain.starting import SAVED, say_nothing_trained
+from uniaudio.signals import SIGNALS
 
 PARENT = "UNIAUDIO_PARENT_PID"
 FAULTS = "UNIAUDIO_FAULTS"
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
-SAVED = 75  # exit code of a rank that was asked to stop, and saved (trainer.PREEMPTED)
 GRACE_SECONDS = 60.0  # for the others to end after one has saved
 FAULT_SECONDS = 5.0  # for the others to report the same fault; more than that and they wait for the dead
 _PR_SET_PDEATHSIG = 1
@@ -120,10 +120,10 @@ def report_fault(error: UserError) -> bool:
     return True
 
 
-def spawn(arguments: Sequence[str], world_size: int) -> int:
+def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], None] = lambda: None) -> int:
     """Runs `python -m uniaudio ARGUMENTS` once a rank on this machine and waits; returns the exit code.
 
-    The first process that fails ends the others. SIGTERM and SIGUSR1 are passed on.
+    The first process that fails ends the others. SIGTERM and SIGUSR1 are passed on, from when `started` is called.
 
     Raises:
         UserError: the one that a child reported.
@@ -132,18 +132,26 @@ def spawn(arguments: Sequence[str], world_size: int) -> int:
         shared = {PARENT: str(os.getpid()), FAULTS: faults}
         port = free_port()
         command = [sys.executable, "-m", "uniaudio", *arguments]
-        children = [
-            subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}) for rank in range(world_size)
-        ]
+        children: list[subprocess.Popen[bytes]] = []
+        asked: list[int] = []
 
-        def forward(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None = None) -> None:
+            asked.append(number)
             for child in children:
                 child.send_signal(number)
 
-        previous = {number: signal.signal(number, forward) for number in FORWARDED}
+        previous = {number: signal.signal(number, forward) for number in SIGNALS}
+        started()
         grace = 0.0
         try:
+            for rank in range(world_size):
+                children.append(subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}))
             code = _wait(children)
+            if code - 128 in asked:  # it died of the signal: it was not yet so far as to handle it
+                say_nothing_trained()
+                code = SAVED
+            if code == SAVED:  # a signal to one rank, during the start: the others wait for it
+                forward(signal.SIGTERM)
             grace = GRACE_SECONDS if code == SAVED else FAULT_SECONDS
         finally:
             _end(children, grace)

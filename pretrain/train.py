@@ -1,6 +1,7 @@
 """One rank of a training, from its config to its exit code: puts device, layout, data, model, engine and outputs together."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,8 +122,11 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device:
     return Loaders(open_split("train"), open_split("valid") if can_evaluate(run.data) else None)
 
 
-def train(run: RunConfig) -> int:
-    """Trains as one rank of the layout (RANK and its like set); returns the exit code: 0 done, 75 stopped by a signal and saved."""
+def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
+    """Trains as one rank of the layout (RANK and its like set); returns the exit code: 0 done, 75 stopped by a signal and saved.
+
+    `started`: called when a signal is noted and agreed on, so that a step is finished and saved.
+    """
     launch.join(run.parallel)
     device = choose_device(run.train.device)
     set_threads(run, device)
@@ -151,7 +155,7 @@ def train(run: RunConfig) -> int:
     )
     status = "FAILED"
     try:
-        code = trainer.fit()
+        code = trainer.fit(started)
         status = "KILLED" if code == PREEMPTED else "FINISHED"
     finally:
         _close_outputs(outputs, status)

@@ -16,7 +16,6 @@ import torch
 
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
-from uniaudio.pretrain import launch
 from uniaudio.pretrain.checkpoint import Identity, restore
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 from uniaudio.pretrain.data.batch import Batch
@@ -36,12 +35,13 @@ from uniaudio.pretrain.metrics import (
 from uniaudio.pretrain.optim import learning_rate
 from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.spikes import SpikeDetector
+from uniaudio.pretrain.starting import SAVED
 from uniaudio.pretrain.stopwatch import trace
 from uniaudio.pretrain.tracking import Tracker
 from uniaudio.pretrain.watchdog import Watchdog
 from uniaudio.signals import stop_requests
 
-PREEMPTED = launch.SAVED
+PREEMPTED = SAVED
 STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
 logger = get_logger("trainer")
 
@@ -96,14 +96,16 @@ class Trainer:
         self._watchdog = Watchdog(engine.layout.rank, engine.layout.world_size)
         self._clock = Clock() if clock is None else clock
 
-    def fit(self) -> int:
-        """Trains; returns 0 at the last step, PREEMPTED after a signal.
+    def fit(self, started: Callable[[], None] = lambda: None) -> int:
+        """Trains; returns 0 at the last step, PREEMPTED after a signal. `started`: called when all ranks are here, and signals are noted.
 
         Raises:
             UserError: a loss that is not finite, or a checkpoint that cannot be written.
         """
         settings = self.run.train
+        self.engine.greatest(0)  # a rank that a signal ends in its start is not waited for by one that would save
         with stop_requests() as came, ThreadPoolExecutor(1) as thread:
+            started()
             ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
             profiler = trace(Path(settings.output_dir) / "profile", self.engine.layout.rank) if settings.profile else None
             upcoming = self._load(ahead)
