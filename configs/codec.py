@@ -1,5 +1,7 @@
 """The universal codec: its shape, and how it is trained."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from uniaudio.configs.section import Section
@@ -97,7 +99,7 @@ class CodecTrainConfig(Section):
     revive_below: float = Field(0.05, ge=0, description="usage, 1 being even use, under which a code is replaced")
     revive_until: float = Field(0.8, ge=0, le=1, description="progress after which no code is replaced")
     average_decay: float = Field(0.999, ge=0, lt=1, description="moving average of the weights that is shipped")
-    precision: str = Field("bf16", pattern="^(bf16|fp32)$")
+    precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     cuda_graph: bool = Field(False, description="capture the whole step; one GPU")
     seed: int = 0

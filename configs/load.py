@@ -1,15 +1,17 @@
 """YAML and dotted overrides in, frozen config out; every fault becomes one line with key, value and what is allowed."""
 
 import difflib
+import functools
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from uniaudio.configs.allowed import advise, describe, is_section, locate
 from uniaudio.configs.secrets import redact
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
@@ -89,46 +91,54 @@ def validate(kind: type[ConfigT], tree: Any, *, source: str, overrides: Sequence
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise _explain(kind, error, source, overrides) from error
+        raise _explain(kind, error, tree, source, overrides) from error
 
 
-def _explain(kind: type[Section], error: ValidationError, source: str, overrides: Sequence[str]) -> UserError:
-    # an unknown key first: what is missing is often that key, misspelt
-    first, *rest = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    source = next((f"override {given}" for given in reversed(overrides) if f"{key}.".startswith(f"{given.partition('=')[0]}.")), source)
+def _explain(kind: type[Section], error: ValidationError, tree: Any, source: str, overrides: Sequence[str]) -> UserError:
+    # an unknown key first, what is missing last: it is often that key, misspelt; a list is also too short where its parts are wrong
+    urgency = {"extra_forbidden": 0, "missing": 2, "too_short": 3}
+    first, *rest = sorted(error.errors(include_url=False), key=lambda fault: urgency.get(fault["type"], 1))
+    no_such_key = first["loc"][-1:] == ("[key]",)
+    place = locate(kind, first["loc"][:-2] if no_such_key else first["loc"])
+    unknown = first["type"] == "extra_forbidden"
+    key = ".".join(map(str, first["loc"] if unknown else place.key))
+    source = _blamed(key, first, source, overrides)
     more = f" (and {len(rest)} more)" if rest else ""
-    if first["type"] == "extra_forbidden":
-        beside = _keys_of(kind, first["loc"][:-1])
+    if unknown:
+        section = locate(kind, first["loc"][:-1]).kind
+        beside = sorted(section.model_fields) if is_section(section) else ["(see configs/)"]
         near = difflib.get_close_matches(str(first["loc"][-1]), beside, n=1)
         remedy = f"did you mean {near[0]}?" if near else None
-        # a section may hold what nobody should see, and is too long to show
-        seen = None if isinstance(first["input"], dict | list) else redact(str(first["input"]))
-        return UserError(f"{source}: unknown key {key}{more}", seen=seen, allowed=", ".join(beside), remedy=remedy)
-    if first["type"] == "model_type" and not isinstance(first["input"], dict | list):
-        allowed = f"a mapping of {', '.join(_keys_of(kind, first['loc']))}"
-        return UserError(f"{source}: {key}: not a section{more}", seen=redact(str(first["input"])), allowed=allowed)
-    # A section's own rule names what it saw; the whole section is too long to show, and may hold what nobody should see.
-    seen = None if first["type"] == "missing" or isinstance(first["input"], dict | list) else redact(str(first["input"]))
-    return UserError(f"{source}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}", seen=seen)
+        return UserError(f"{source}: unknown key {key}{more}", seen=_shown(first["input"]), allowed=", ".join(beside), remedy=remedy)
+    if first["type"] == "missing" and place.key == first["loc"]:
+        return UserError(f"{source}: {key} is missing{more}", allowed=describe(place))
+    if first["type"] == "value_error":  # a section's own rule, which names what it saw
+        what = f"{key}: " if key else ""
+        return UserError(f"{source}: {what}{first['msg'].removeprefix('Value error, ')}{more}", seen=_shown(first["input"]))
+    if no_such_key:
+        return UserError(f"{source}: {key} holds no such key{more}", seen=first["input"], allowed=describe(place))
+    seen = first.get("ctx", {}).get("tag", functools.reduce(operator.getitem, place.key, tree))
+    shown = _shown(seen) or f"a {'mapping' if isinstance(seen, dict) else 'list'}"
+    return UserError(f"{source}: {key}: not a value of this key{more}", seen=shown, allowed=describe(place), remedy=advise(place, seen))
 
 
-def _keys_of(kind: type[Section], location: Sequence[int | str]) -> list[str]:
-    """Names allowed in the section at `location`, also where sections lie in a mapping or may be left out."""
-    inside: Any = kind
-    for part in location:
-        if _is_section(inside):
-            field = inside.model_fields.get(part)
-            inside = field.annotation if field else None
-        else:  # a key of dict[str, Section]
-            inside = next(filter(_is_section, get_args(inside)), None)
-        if isinstance(inside, UnionType):  # Section | None
-            inside = get_args(inside)[0]
-    return sorted(inside.model_fields) if _is_section(inside) else ["(see configs/)"]
+def _blamed(key: str, fault: Any, source: str, overrides: Sequence[str]) -> str:
+    """Where a fault comes from: the last override of that key or of a section around it; of a section's own rule those that it names."""
+    for given in reversed(overrides):
+        if f"{key}.".startswith(f"{given.partition('=')[0]}."):
+            return f"override {given}"
+    if fault["type"] != "value_error":
+        return source
+    inside = {given: given.partition("=")[0] for given in overrides if not key or given.startswith(f"{key}.")}
+    named = [given for given, name in inside.items() if re.search(rf"\b{re.escape(name.split('.')[-1])}\b", fault["msg"])]
+    return f"override {' '.join(named)}" if named else f"{source} with {' '.join(inside)}" if inside else source
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+def _shown(value: Any) -> str | None:
+    """A value for a message; of a section or a list of them nothing, since it is long and may hold what nobody should see."""
+    if isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(part, dict | list | tuple) for part in value)):
+        return None
+    return redact("null" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def load_config(kind: type[ConfigT], name: str | Path, *, folder: str, overrides: Sequence[str] = ()) -> ConfigT:
