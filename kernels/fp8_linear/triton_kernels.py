@@ -173,7 +173,7 @@ def _both(
 
     Its largest value is that of `parts`; with `more_parts`, both of squares of lengths, the product of those.
     """
-    (R, K), tile, turn_here = x.shape, TILES[kind], kind != GELU_GRADIENT
+    (R, K), tile, turn_here = x.shape, TILES[kind], kind != GELU_GRADIENT and x.dtype != torch.float32
     eight = Eight(
         torch.empty(R, K, dtype=FP8, device=x.device),
         torch.empty(K if turn_here else 0, filled(R), dtype=FP8, device=x.device),
@@ -185,7 +185,7 @@ def _both(
         x, bias, grad, parts, more_parts, *eight, sums, R, filled(R), K, factor, LARGEST, LEAST_SCALE, kind, exact, interpreted(),
         summed, turn_here, parts.numel(), 0 if more_parts is None else more_parts.numel(), tile.rows, tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    # Behind gelu's slope the tile turned there was wrong on an H200 (Triton 3.6), its rows right: a pass of its own turns them.
+    # Behind gelu's slope, and of float32, the turned tile was wrong on an H200 (Triton 3.6), its rows right: a pass of its own turns.
     return eight if turn_here else eight._replace(columns=turned(eight.rows)), sums
 
 

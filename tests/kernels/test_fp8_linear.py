@@ -153,7 +153,8 @@ def test_second_half_of_a_block_is_near_the_plain_one_in_all_gradients(backend, 
     again = torch.autograd.grad(_mlp(parts, backend, recompute=True), list(parts.values()), upstream)
     assert distance(out, truth) < 0.06
     for name, ours, recomputed, gradient in zip(parts, gradients, again, truths, strict=True):
-        assert distance(ours, gradient) < 0.08, name
+        # Three or four casts in a row, each wrong by 1/28 in the mean: .04 to .078 on large tensors, and luck on ones as small as these.
+        assert distance(ours, gradient) < 0.1, name
         assert torch.equal(ours, recomputed), name
 
 
