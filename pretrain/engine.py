@@ -187,6 +187,11 @@ class Engine:
 
         return DeepSpeedGroups()
 
+    def close(self) -> None:
+        """Lets the CUDA graphs go; to be called before the process groups are left."""
+        for graphs in self._graphs:
+            graphs.release()
+
     # ---- a step ----
 
     def train_step(self, batches: Sequence[Batch], *, learning_rate: float) -> StepStatistics:

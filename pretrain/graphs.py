@@ -91,6 +91,13 @@ class GraphedLayers:
             raise ValueError("a parameter was given other memory since the CUDA graph was captured")
         return (_Replay.apply(batch[0] if self._continues else self._anchor, self, batch), *self._outputs[1:])
 
+    def release(self) -> None:
+        """Destroys both graphs: where one holds calls of NCCL, leaving the process group would wait for it forever."""
+        if self.captured:
+            self._forward.reset()
+            self._backward.reset()
+            self._inputs = ()
+
     def forward_pass(self, batch: State) -> torch.Tensor:
         """Replays the forward pass on these tensors."""
         for fixed, tensor in zip(self._inputs, batch):

@@ -162,6 +162,7 @@ def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
         loaders.close()
     if layout.rank == 0 and code == 0:
         record_finished(run, run.train.steps)
+    engine.close()
     if layout.world_size > 1:
         layouts.shutdown()
     return code

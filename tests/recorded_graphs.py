@@ -30,6 +30,10 @@ class Recorded(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, result))
         return result
 
+    def reset(self) -> None:
+        """Nothing is held any more."""
+        self.calls.clear()
+
     @torch.no_grad()
     def replay(self) -> None:
         """Every call again; its results go where they were."""

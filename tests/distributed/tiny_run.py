@@ -202,6 +202,7 @@ def whole_weights(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
     engine = make_engine(run)
     numbers = [step_once(run, engine, step) for step in range(1, steps + 1)]
     bits = {slot.name: slot.parameter.detach().view(torch.uint8).numpy().tobytes() for slot in engine.slots if not slot.cut}
+    engine.close()
     return {"steps": numbers, "whole": {name: hashlib.sha256(value).hexdigest() for name, value in bits.items()}}
 
 
@@ -209,9 +210,11 @@ def graphed(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
     """`whole_weights` with graphs, of recorded calls instead of CUDA's; and how many there were."""
     recorded_graphs.stand_in()
     captured, capture = [], GraphedLayers.capture
-    GraphedLayers.capture = lambda self, batch: captured.append(capture(self, batch))
+    GraphedLayers.capture = lambda self, batch: captured.append(self) or capture(self, batch)
     Engine._wants_graphs = lambda self: True
-    return {**whole_weights(config=config, steps=steps), "captured": len(captured)}
+    found = whole_weights(config=config, steps=steps)
+    assert not any(graphs.captured for graphs in captured), "a graph that holds a collective keeps NCCL from leaving its communicator"
+    return {**found, "captured": len(captured)}
 
 
 def train(*, config: dict[str, Any], stop: int, save_at: tuple[int, ...] = (), resume: bool = False, file_limit: int = 0) -> dict[str, Any]:

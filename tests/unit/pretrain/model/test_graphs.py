@@ -156,6 +156,15 @@ class Looks(nn.Module):
         return (state[0] * self.weight.sum().item(),)
 
 
+def test_released_graphs_are_no_longer_there(device: str) -> None:
+    graphs = captured(build(device), batch_of(build(device), 1))
+    graphs.release()
+    assert not graphs.captured
+    with pytest.raises(ValueError, match="tensors of a batch for a CUDA graph"):
+        graphs(batch_of(build(device), 1))
+    graphs.release()
+
+
 def test_a_layer_that_looks_at_a_value_ends_in_one_line(device: str) -> None:
     expected = (
         r"cannot be captured as a CUDA graph \| seen: .*not permitted.* \| remedy: train\.cuda_graphs=false launches kernel by kernel"
