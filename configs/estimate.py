@@ -141,6 +141,9 @@ _HOST_SECONDS, _HOST_SECONDS_OF_GRAPHS = 0.02, 0.002
 _NETWORK_BYTES = 40e9
 _OPTIMIZER_BYTES = 28  # of a parameter: gradient, master and moments read; master, moments and weight written
 _SECONDS_ON_THE_HOST = 0.3e-9  # of a parameter, on 64 cores
+_SECONDS_OF_ZERO_2 = (
+    70e-12  # of a parameter and micro-batch: DeepSpeed takes the gradients in (docs/runs/offload_h200.jsonl, README.md there)
+)
 _FP8_SPEEDUP = 1.3  # of the passes, at paper_1b's width
 
 
@@ -154,6 +157,7 @@ class StepSeconds:
     data_parallel: float
     optimizer: float
     host: float
+    deepspeed: float = 0.0
 
     @property
     def total(self) -> float:
@@ -210,4 +214,15 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
         exchanged / (NVLINK_BYTES if inside else _NETWORK_BYTES),
         owned * (_SECONDS_ON_THE_HOST if parallel.offload_optimizer else _OPTIMIZER_BYTES / _MEMORY_BYTES),
         _HOST_SECONDS_OF_GRAPHS if wants_graphs(run) else _HOST_SECONDS,
+        parameters * run.optim.gradient_accumulation * _SECONDS_OF_ZERO_2 if parallel.zero_stage >= 2 else 0.0,
     )
+
+
+def not_modelled(run: RunConfig) -> str | None:
+    """What a step's time leaves out for this layout; None: it follows layouts that were measured."""
+    parallel = run.parallel
+    if parallel.zero_stage == 3:
+        return "ZeRO-3: weights that are gathered layer by layer are not in this time, and were never measured; a step takes longer"
+    if parallel.zero_stage == 2 and parallel.world_size > 1:
+        return "ZeRO-2: measured on one GPU alone (docs/runs/offload_h200.jsonl); what several exchange by micro-batch is not in this time"
+    return None

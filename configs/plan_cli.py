@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from uniaudio.configs.estimate import bubble_share, frame_flops, memory_gb, padded_vocabulary_size, step_seconds
+from uniaudio.configs.estimate import bubble_share, frame_flops, memory_gb, not_modelled, padded_vocabulary_size, step_seconds
 from uniaudio.configs.flops import PEAK_FLOPS, trained_count
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
@@ -56,6 +56,8 @@ def plan(run: str, overrides: tuple[str, ...], gpu: str, gpus_per_node: int, pri
         lines.append(
             ("does NOT fit", "fewer data.rows_per_micro_batch, parallel.recompute, parallel.zero_stage, or more GPUs to cut it over")
         )
+    if record["not_modelled"]:
+        lines.append(("not modelled", record["not_modelled"]))
     for name, text in lines:
         click.echo(f"{name:17s} {text}")
 
@@ -79,6 +81,7 @@ def predict(run: RunConfig, gpu: str, gpus_per_node: int, price: float | None) -
         "memory_total_gb": memory.total,
         "step_seconds": asdict(step),
         "step_total_seconds": step.total,
+        "not_modelled": not_modelled(run),
         "bubble": bubble_share(run),
         "frames_per_second": speed,
         "mfu": speed * frame_flops(run, rows) / (PEAK_FLOPS[gpu] * run.parallel.world_size),

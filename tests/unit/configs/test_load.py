@@ -87,7 +87,7 @@ def test_a_fault_of_the_file_names_the_file(tmp_path):
         (["model.num_codebooks=2", "train.levels=[3]"], r"^override model\.num_codebooks=2 train\.levels=\[3\]: train\.levels must lie"),
         (
             ["train.init_from=null", "train.decoder_only=true"],
-            r"^override train\.init_from=null train\.decoder_only=true: train: decoder_o",
+            r"^override train\.init_from=null train\.decoder_only=true: train: deco",
         ),
         (["model.kernel_size=4"], r"^override model\.kernel_size=4: model: kernel_size must be odd, seen 4"),
         (["train.lr=fast"], r"^override train\.lr=fast: train\.lr: not a value of this key"),
