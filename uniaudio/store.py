@@ -2,14 +2,17 @@
 
 Owns where the store lies (MLFLOW_TRACKING_URI, else a sqlite file beside the folder that is written), continuing a run by its id, and
 what happens when the store fails: at the start one clear error; later a warning, and the work goes on. What could not be sent is kept
-(the newest KEPT metrics) and sent when the store is back.
+(the newest KEPT metrics) and sent when the store is back. A thread sends, so that no step waits for it: ten steps' metrics take a sqlite
+file some 60 ms, and a server may take seconds.
 """
 
 import fcntl
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +71,9 @@ class StoredRun:
             Unavailable: its server does not answer.
         """
         self.uri = tracking_uri(output_dir)
-        self._pending: list[Any] = []
+        self._pending: deque[Any] = deque(maxlen=KEPT)
+        self._thread, self._sending = ThreadPoolExecutor(1, thread_name_prefix="mlflow"), Future[bool]()
+        self._sending.set_result(True)
         self._failures, self._retry_at = 0, 0.0
         mlflow = _import_mlflow()
         self._entities, self._faults = mlflow.entities, _faults(mlflow)
@@ -123,18 +128,26 @@ class StoredRun:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of a step for the next `flush`."""
         now = int(time.time() * 1000)
-        self._pending += [self._entities.Metric(key, float(value), now, step) for key, value in metrics.items()]
-        del self._pending[:-KEPT]
+        self._pending.extend(self._entities.Metric(key, float(value), now, step) for key, value in metrics.items())
 
     def flush(self) -> None:
-        """Sends what is kept; while the store is away, only now and then."""
-        if self._pending and time.monotonic() >= self._retry_at:
-            self._try(self._send)
+        """Begins to send what is kept, beside what the caller does next; while the store is away, only now and then."""
+        if self._pending and self._sending.done() and time.monotonic() >= self._retry_at:
+            self.wait()
+            self._sending = self._thread.submit(self._try, self._send)
+
+    def wait(self) -> None:
+        """Until what is being sent is sent, or could not be."""
+        self._sending.result()
 
     def _send(self) -> None:
         while self._pending:
-            self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
-            del self._pending[:BATCH]
+            batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
+            try:
+                self._client.log_batch(self.run_id, metrics=batch)
+            except self._faults:
+                self._pending.extendleft(reversed(batch))
+                raise
 
     def finish(self, status: str, artifacts: Mapping[str, str] | None = None) -> None:
         """Sends what is kept, stores texts by file name, and closes the run: FINISHED, FAILED or KILLED (it goes on later)."""
@@ -145,6 +158,7 @@ class StoredRun:
                 self._client.log_text(self.run_id, text, name)
             self._client.set_terminated(self.run_id, status=status)
 
+        self.wait()
         if not self._try(close):
             logger.warning("MLflow run %s was left as it is: %d metrics were not sent", self.run_id, len(self._pending))
 

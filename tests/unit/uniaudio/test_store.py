@@ -4,6 +4,7 @@ import fcntl
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,13 +95,34 @@ def test_a_disk_that_fills_up_is_a_warning_and_the_metrics_are_sent_later(folder
     run.log(1, {f"metric{number}": 1.0 for number in range(800)})
     with no_file_longer_than((folder / "mlflow.db").stat().st_size):
         run.flush()
+        run.wait()
         assert "does not answer" in said[0] and "going on without it for 30 s" in said[0]
         run.flush()
+        run.wait()
         assert len(said) == 1, "it is not asked again at once"
         run.finish("FINISHED")
     assert "800 metrics were not sent" in said[-1]
     run.finish("FINISHED")
     assert len(run._client.get_run(run.run_id).data.metrics) == 800
+
+
+def test_what_is_logged_while_the_store_is_slow_waits_for_nobody_and_is_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, answers, sizes = open_run(folder / "run"), threading.Event(), []
+    log_batch = run._client.log_batch
+
+    def slow(run_id: str, metrics: list) -> None:
+        sizes.append(len(metrics))
+        assert answers.wait(60)
+        log_batch(run_id, metrics=metrics)
+
+    monkeypatch.setattr(run._client, "log_batch", slow)
+    for step in range(1, 1001):
+        run.log(step, {"loss": 1.0})
+        run.flush()
+    assert sum(sizes) < 1000, "it is still at the first of them"
+    answers.set()
+    run.finish("FINISHED")
+    assert [metric.step for metric in run._client.get_metric_history(run.run_id, "loss")] == list(range(1, 1001))
 
 
 def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
