@@ -9,6 +9,7 @@ micro-batch's loss by the accumulation and averages gradients over the data-para
 sum(its losses) x (data_parallel_size x accumulation / N).
 """
 
+import bisect
 import contextlib
 import io
 import itertools
@@ -42,6 +43,8 @@ from uniaudio.pretrain.stopwatch import Stopwatch
 
 logger = get_logger("engine")
 
+PIECES = 8  # of the forward pass: the first one's weights travel alone, and a CUDA graph each costs the host some 10 us
+
 
 @dataclass
 class StepStatistics:
@@ -72,8 +75,9 @@ class Engine:
         self.stopwatch = Stopwatch(device)
         self._plain = run.parallel.zero_stage == 0
         self._kernel_step = self.dtype == torch.bfloat16 and run.parallel.zero_stage == 1
-        self._initialize(model)
+        self._step: ZeroOneStep | None = None
         self._model, self._warm = model, False
+        self._initialize(model)
         self._graphs = self._make_graphs() if self._wants_graphs() else []
 
     # ---- set-up ----
@@ -114,7 +118,7 @@ class Engine:
 
             self._pipeline = Pipeline(self._deepspeed, self.stopwatch)
         counters_on = torch.device("cpu") if self._kernel_step or self.run.parallel.offload_optimizer else self.device
-        self.state = NamedState(
+        self._state = NamedState(
             self.slots, self.layout, zero_stage=self.run.parallel.zero_stage, wrapped=self._deepspeed, optimizer=self._base,
             dtype=self.dtype, device=self.device, counters_on=counters_on,
         )  # fmt: skip
@@ -125,11 +129,12 @@ class Engine:
 
     def _install_kernel_step(self) -> None:
         layout = self.layout
-        self.state.prepare(0)
-        ZeroOneStep(
+        self._state.prepare(0)
+        self._step = ZeroOneStep(
             self._deepspeed.optimizer,
             clip_norm=self.run.optim.clip_norm,
             direct=self._micro_batches == layout.data_parallel_size == layout.pipeline_size == 1,
+            pieces=self._pieces(),
             data_group=layout.data_parallel_group,
             data_parallel=(layout.data_parallel_rank, layout.data_parallel_size),
             model_group=self._model_group,
@@ -146,12 +151,44 @@ class Engine:
 
     def _make_graphs(self) -> list[GraphedLayers]:
         """Of the layers here before the head, one for each micro-batch under way: in 1F1B as many as stages from here to the last."""
-        layout = self.layout
-        own = stage_layers(self.run, self._model.vocabulary_size, layout.pipeline_rank)
-        layers = self._model.as_layers()[own.start : own.stop - layout.is_last_stage]
+        layout, (layers, _) = self.layout, self._own_layers()
         under_way = min(layout.pipeline_size - layout.pipeline_rank, self._micro_batches)
-        graphs = [GraphedLayers(layers, continues=not layout.is_first_stage) for _ in range(under_way)]
+        graphs = [
+            GraphedLayers(layers, continues=not layout.is_first_stage, cuts=self._cuts(layers), before_piece=self._wait_for_weights)
+            for _ in range(under_way)
+        ]
         return graphs if graphs[0].trained else []
+
+    def _own_layers(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """This stage's layers before the head, and the head where it is here."""
+        own = stage_layers(self.run, self._model.vocabulary_size, self.layout.pipeline_rank)
+        layers = self._model.as_layers()[own.start : own.stop]
+        count = len(layers) - self.layout.is_last_stage
+        return layers[:count], layers[count:]
+
+    def _cuts(self, layers: list[nn.Module]) -> list[int]:
+        """Where to cut them into PIECES of about as many parameters, if there are weights to wait for."""
+        if self.layout.data_parallel_size == 1:
+            return []
+        ends = list(itertools.accumulate(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers))
+        cuts = {bisect.bisect_left(ends, ends[-1] * number / PIECES) + 1 for number in range(1, PIECES)}
+        return sorted(cut for cut in cuts if cut < len(layers))
+
+    def _pieces(self) -> list[list[nn.Parameter]]:
+        """The trained parameters of each piece of the layers, and of the head."""
+        layers, head = self._own_layers()
+        runs = [layers[start:stop] for start, stop in itertools.pairwise([0, *self._cuts(layers), len(layers)])]
+        return [[own for layer in run for own in layer.parameters() if own.requires_grad] for run in (*runs, head)]
+
+    def _wait_for_weights(self, piece: int | None = None) -> None:
+        if self._step is not None:
+            self._step.wait_for_weights(piece)
+
+    @property
+    def state(self) -> NamedState:
+        """What training keeps of each parameter; weights that were still on their way are there."""
+        self._wait_for_weights()
+        return self._state
 
     def _prepare_graphs(self, batch: Batch) -> None:
         """Captures them after the first step, which has compiled the kernels; after that they stay."""
@@ -161,6 +198,8 @@ class Engine:
             for graphs in self._graphs:
                 graphs.capture(example)
             in_turn = itertools.cycle(self._graphs)  # who began first is through first
+            if self._step is not None:
+                self._step.overlaps = True
             holder = self._stages if self.layout.pipeline_size > 1 else self._model
             holder.graphs = lambda state: next(in_turn)(state)
             logger.info("the layers before the head run as CUDA graphs from here on; captured in %.1f s", time.perf_counter() - before)
@@ -188,7 +227,8 @@ class Engine:
         return DeepSpeedGroups()
 
     def close(self) -> None:
-        """Lets the CUDA graphs go; to be called before the process groups are left."""
+        """Ends the last step and lets the CUDA graphs go; to be called before the process groups are left."""
+        self._wait_for_weights()
         for graphs in self._graphs:
             graphs.release()
 
@@ -226,6 +266,7 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> StepStatistics:
         """Loss sums of this rank's batches together with all others'; weights unchanged. Every rank gives as many batches."""
+        self._wait_for_weights()
         batches = [batch.to(self.device, float_dtype=self.dtype) for batch in batches]
         self._loss_scale.fill_(1.0)
         self._totals.zero_()

@@ -1,13 +1,16 @@
-"""The layers before the head as two CUDA graphs, their forward and their backward pass: two launches of the host instead of some 1,500.
+"""The layers before the head as CUDA graphs, their forward and their backward pass: few launches of the host instead of some 1,500.
 
 A graph replays the same kernels on the same addresses, so what varies is copied into fixed inputs, and what comes out (the state, the
 parameters' gradients) lies where it lay before, until the next replay. Both share one pool of memory: activations of the forward pass are
 let go while the backward pass is captured, as they are without graphs, and gradients take their places. So gradients must be read before
 the next forward pass: `parallel.zero_one` does, after each micro-batch. The head stays outside: how many codes it works on is the batch's.
 In a pipeline each micro-batch under way has a pair of graphs of its own, with a pool of its own: what one pair keeps, another may not take.
+Where data-parallel ranks exchange weights the forward pass is several graphs, one a piece of the layers: the weights of later pieces may
+still be on their way while the first ones compute.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +26,22 @@ State = tuple[torch.Tensor, ...]
 class GraphedLayers:
     """`layers` in a row, from a batch's tensors to the state whose first tensor is the hidden one, after `capture`.
 
-    continues: they take such a state themselves (a later stage of a pipeline), and its hidden tensor gets a gradient.
+    continues: they take such a state themselves (a later stage of a pipeline), and its hidden tensor gets a gradient. cuts: where
+    another piece of the forward pass begins, in rising order. before_piece: called with the number of each piece before it runs, and with
+    that of the head, their count, at the end.
     Everything must have run once before with these shapes: kernels are compiled, and libraries set up, at their first launch.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], *, continues: bool = False) -> None:
-        self._layers, self._continues = list(layers), continues
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        continues: bool = False,
+        cuts: Sequence[int] = (),
+        before_piece: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._layers, self._continues, self._before_piece = list(layers), continues, before_piece
+        self._pieces = [self._layers[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(layers)])]
         self._parameters = [parameter for layer in self._layers for parameter in layer.parameters() if parameter.requires_grad]
         self._inputs: State = ()
         self._addresses: list[int] = []
@@ -62,14 +75,15 @@ class GraphedLayers:
     def _capture(self, batch: State) -> None:
         inputs = tuple(tensor.detach().clone() for tensor in batch)
         received = [inputs[0].requires_grad_()] if self._continues else []
-        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self._forwards, self._backward = [torch.cuda.CUDAGraph() for _ in self._pieces], torch.cuda.CUDAGraph()
         # Other threads pin memory and copy meanwhile (loader, checkpoints): only what this one does must fit into a graph.
         together: dict[str, Any] = {"pool": torch.cuda.graph_pool_handle(), "capture_error_mode": "thread_local"}
         with _leaves(self._layers) as leaves:
-            with torch.cuda.graph(self._forward, **together):
-                state = inputs
-                for layer in self._layers:
-                    state = layer(state)
+            state = inputs
+            for graph, piece in zip(self._forwards, self._pieces):
+                with torch.cuda.graph(graph, **together):
+                    for layer in piece:
+                        state = layer(state)
             hidden = state[0]
             self._upstream = torch.empty_like(hidden)
             with torch.cuda.graph(self._backward, **together):
@@ -92,17 +106,20 @@ class GraphedLayers:
         return (_Replay.apply(batch[0] if self._continues else self._anchor, self, batch), *self._outputs[1:])
 
     def release(self) -> None:
-        """Destroys both graphs: where one holds calls of NCCL, leaving the process group would wait for it forever."""
+        """Destroys the graphs: where one holds calls of NCCL, leaving the process group would wait for it forever."""
         if self.captured:
-            self._forward.reset()
-            self._backward.reset()
+            for graph in (*self._forwards, self._backward):
+                graph.reset()
             self._inputs = ()
 
     def forward_pass(self, batch: State) -> torch.Tensor:
         """Replays the forward pass on these tensors."""
         for fixed, tensor in zip(self._inputs, batch):
             fixed.copy_(tensor)
-        self._forward.replay()
+        for number, graph in enumerate(self._forwards):
+            self._before_piece(number)
+            graph.replay()
+        self._before_piece(len(self._forwards))
         return self._outputs[0].detach()
 
     def backward_pass(self, upstream: torch.Tensor) -> torch.Tensor | None:
@@ -118,7 +135,7 @@ class GraphedLayers:
 
 
 class _Replay(torch.autograd.Function):
-    """Puts the two replays at their places in autograd's order; `source` needs a gradient: the hidden tensor, or an anchor."""
+    """Puts the replays at their places in autograd's order; `source` needs a gradient: the hidden tensor, or an anchor."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, source: torch.Tensor, graphs: GraphedLayers, batch: State) -> torch.Tensor:

@@ -5,10 +5,16 @@ Here the gradients are reduced in fp32 to the rank that owns them, the norm stay
 process holds all (one micro-batch, one data-parallel rank, no pipeline) there are no fp32 gradients at all: the pass reads bf16 ones.
 What tensor-parallel ranks have whole lies in groups of its own, whose fp32 gradients are also added up over those ranks, once a step.
 
+The weights come back while the next forward pass has begun. A partition is one stretch of the flat group, so a piece of the layers belongs
+to few ranks: each sends its stretches as soon as all are updated, in the order of the layers, and a piece waits for its own (without
+graphs the step waits for all: `pretrain.graphs`). The gradients are reduced at the end of the step: docs/training.md says what was tried.
+
 DeepSpeed keeps the partitions, the bf16 weights, and the order of things; its methods are replaced on the one object, because its pipeline
 asks for the exact class.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +36,7 @@ class Group:
     whole: where each parameter lies in the flat group. owned: the pieces of them in this rank's partition, by their place in it.
     counted: which of those count in the norm (a parameter that several ranks hold counts on one). total: fp32 gradients of the whole
     group, None where bf16 ones are read as they are. tensor_group: ranks that its gradients are to be added up over, None where each rank
-    has its own parameters.
+    has its own parameters. sent: of each piece of the layers that has a part in it, which stretches of the flat group which rank owns.
     """
 
     parameters: list[torch.nn.Parameter]
@@ -41,12 +47,15 @@ class Group:
     partition: slice
     total: torch.Tensor | None
     tensor_group: dist.ProcessGroup | None
+    sent: dict[int, list[tuple[int, slice]]]
 
 
 class ZeroOneStep:
     """Replaces the step of `wrapper` (a BF16_Optimizer over `optimizer`).
 
     model_group: ranks that hold other shares of the model. tensor_group: those of them that have some parameters in common.
+    pieces: the trained parameters in the order of the layers. overlaps: whether the forward pass says what it waits for
+    (`wait_for_weights`); else the step waits.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class ZeroOneStep:
         *,
         clip_norm: float,
         direct: bool,
+        pieces: Sequence[Sequence[torch.nn.Parameter]],
         data_group: dist.ProcessGroup | None,
         data_parallel: tuple[int, int],
         model_group: dist.ProcessGroup | None,
@@ -67,6 +77,9 @@ class ZeroOneStep:
         self._data_group, self._model_group, self._tensor_group = data_group, model_group, tensor_group
         self._rank, self._size = data_parallel
         self._direct, self._first = direct, True
+        self._numbers = {id(parameter): number for number, piece in enumerate(pieces) for parameter in piece}
+        self._on_their_way: list[list[dist.Work]] = [[] for _ in pieces]
+        self.overlaps = False
         self._groups = [self._group(index) for index in range(len(wrapper.bf16_groups))]
         wrapper.step = self.step
         wrapper.update_hp_grads = self.accumulate
@@ -91,7 +104,18 @@ class ZeroOneStep:
         if self._direct and tensor_group is None:
             total = None
             self._release(index)
-        return Group(parameters, Segments(starts, counts), owned, counted, norm, slice(low, high), total, tensor_group)
+        sent = self._stretches(parameters, starts, share) if tensor_group is None else {}
+        return Group(parameters, Segments(starts, counts), owned, counted, norm, slice(low, high), total, tensor_group, sent)
+
+    def _stretches(self, parameters: list[torch.nn.Parameter], starts: list[int], share: int) -> dict[int, list[tuple[int, slice]]]:
+        """Parameters come in the order of the layers, so a piece of them is one stretch, cut where partitions end."""
+        placed = [(self._numbers[id(parameter)], start, start + parameter.numel()) for parameter, start in zip(parameters, starts)]
+        found = {}
+        for number, run in itertools.groupby(placed, key=lambda place: place[0]):
+            _, begins, ends = zip(*run)
+            owners = range(begins[0] // share, (ends[-1] - 1) // share + 1)
+            found[number] = [(rank, slice(max(begins[0], rank * share), min(ends[-1], (rank + 1) * share))) for rank in owners]
+        return found
 
     def _release(self, index: int) -> None:
         """Gives DeepSpeed's fp32 gradients back: 4 bytes a parameter that nobody will read."""
@@ -144,13 +168,33 @@ class ZeroOneStep:
             )  # fmt: skip
         self._stopwatch.mark("optimizer")
         if self._size > 1:
-            for flat, group in zip(wrapper.bf16_groups_flat, self._groups):
-                if group.tensor_group is not None:
-                    whole_gradients.all_gather(flat, group.partition, self._data_group, group.tensor_group)
-                else:
-                    dist.all_gather_into_tensor(flat, flat[group.partition].clone(), group=self._data_group)
+            self._send_weights()
             self._stopwatch.mark("communication")
         self._first = True
+
+    # ---- weights ----
+
+    def _send_weights(self) -> None:
+        """What tensor-parallel ranks have whole at once; then the rest is sent, piece by piece."""
+        listed = list(zip(self._wrapper.bf16_groups_flat, self._groups))
+        for flat, group in listed:
+            if group.tensor_group is not None:
+                whole_gradients.all_gather(flat, group.partition, self._data_group, group.tensor_group)
+        for number, handles in enumerate(self._on_their_way):
+            for flat, group in listed:
+                for rank, stretch in group.sent.get(number, []):
+                    work = dist.broadcast(flat[stretch], group_src=rank, group=self._data_group, async_op=True)
+                    assert work is not None  # this rank is in the group
+                    handles.append(work)
+        if not self.overlaps:
+            self.wait_for_weights()
+
+    def wait_for_weights(self, piece: int | None = None) -> None:
+        """What is launched from here on waits for the weights of this piece and those before it, or for all; with gloo the host does."""
+        for handles in self._on_their_way if piece is None else self._on_their_way[: piece + 1]:
+            for work in handles:
+                work.wait()
+            handles.clear()
 
     # ---- gradients ----
 

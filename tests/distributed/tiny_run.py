@@ -201,6 +201,7 @@ def whole_weights(*, config: dict[str, Any], steps: int) -> dict[str, Any]:
     run = RunConfig.model_validate(config)
     engine = make_engine(run)
     numbers = [step_once(run, engine, step) for step in range(1, steps + 1)]
+    engine.state.link()  # waits for the last step's weights
     bits = {slot.name: slot.parameter.detach().view(torch.uint8).numpy().tobytes() for slot in engine.slots if not slot.cut}
     engine.close()
     return {"steps": numbers, "whole": {name: hashlib.sha256(value).hexdigest() for name, value in bits.items()}}

@@ -1,6 +1,8 @@
 """Captured layers against the layers: the same bits on batches that the capture has not seen. On the CPU recorded calls stand for CUDA's
 graphs; with a GPU (`-m gpu`) the same tests run with the real ones, in bf16 with the Triton kernels."""
 
+import itertools
+
 import pytest
 import recorded_graphs
 import torch
@@ -43,9 +45,9 @@ def assert_same(seen: list[torch.Tensor | None], wanted: list[torch.Tensor | Non
         assert one is other is None or torch.equal(one, other)
 
 
-def captured(model: MultiScaleTransformer, batch: tuple[torch.Tensor, ...]) -> GraphedLayers:
+def captured(model: MultiScaleTransformer, batch: tuple[torch.Tensor, ...], **options) -> GraphedLayers:
     losses_and_gradients(model, batch)  # compiles
-    graphs = GraphedLayers(model.as_layers()[:-1])
+    graphs = GraphedLayers(model.as_layers()[:-1], **options)
     assert not graphs.captured
     graphs.capture(batch)
     assert graphs.captured
@@ -73,6 +75,31 @@ def test_replays_give_the_bits_of_the_layers_on_other_batches(name: str, device:
     model.graphs = captured(model, batch_of(model, 9, documents=documents[0]))
     for batch, expected in zip(batches, plain):
         assert_same(losses_and_gradients(model, batch), expected)
+
+
+@pytest.mark.parametrize("name", ["paper", "time", "selective", "full", "fp8"])
+def test_in_pieces_the_bits_are_the_same_and_a_piece_may_get_its_weights_just_before_it_runs(name: str, device: str) -> None:
+    model = build(device, **CASES[name])
+    batches = [batch_of(model, seed) for seed in (1, 2)]
+    plain = [losses_and_gradients(model, batch) for batch in batches]
+    layers, bounds = model.as_layers(), [0, 2, 4, len(model.as_layers()) - 1]
+    pieces = [*(layers[start:stop] for start, stop in itertools.pairwise(bounds)), layers[-1:]]
+    weights = [[(own, own.detach().clone()) for layer in piece for own in layer.parameters()] for piece in pieces]
+    told = []
+
+    @torch.no_grad()
+    def bring(piece: int) -> None:
+        told.append(piece)
+        for own, value in weights[piece]:
+            own.copy_(value)
+
+    model.graphs = captured(model, batch_of(model, 9), cuts=(2, 4), before_piece=bring)
+    for batch, expected in zip(batches, plain):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert_same(losses_and_gradients(model, batch), expected)
+    assert told == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize("name", ["paper", "time", "selective", "full"])
