@@ -11,7 +11,7 @@ LAYOUTS = {
     "one": ({}, [1]),
     "accumulation": ({"accumulation": 2}, [1]),
     "data 2": ({"data_parallel_size": 2, "rows": 2}, [1]),
-    "tensor 2": ({"tensor_parallel_size": 2, "accumulation": 2}, [1]),
+    "tensor 2 x data 2": ({"tensor_parallel_size": 2, "data_parallel_size": 2, "rows": 1, "accumulation": 2}, [1]),
     "pipeline 3": ({"pipeline_parallel_size": 3, "stage_bounds": [0, 2, 5, 7], "rows": 1, "accumulation": 4}, [3, 2, 1]),
     "tensor 2 x pipeline 2": (
         {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "stage_bounds": [0, 6, 7], "rows": 1, "accumulation": 3},
