@@ -163,8 +163,7 @@ def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
     if layout.rank == 0 and code == 0:
         record_finished(run, run.train.steps)
     engine.close()
-    if layout.world_size > 1:
-        layouts.shutdown()
+    layouts.shutdown()
     return code
 
 

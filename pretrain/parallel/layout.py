@@ -100,7 +100,7 @@ def initialize(parallel: ParallelConfig, device: torch.device) -> Layout:
 
 
 def shutdown() -> None:
-    """Leaves the process groups; nothing to do for one process."""
+    """Leaves the process groups, if there are any."""
     if not dist.is_initialized():
         return
     from uniaudio.pretrain.parallel import groups
