@@ -64,6 +64,8 @@ def advise(place: Place, seen: object) -> str | None:
     words = [_yaml(value) for member in (kind, *_members(kind)) for value in _literals(member)]
     if near := difflib.get_close_matches(str(seen), words, n=1):
         return f"did you mean {near[0]}?"
+    if get_origin(kind) in (tuple, list) and isinstance(seen, str) and get_args(kind)[0] is str:
+        return f"did you mean {'.'.join(map(str, place.key))}=[{seen}]?"
     if isinstance(place.default, tuple):
         default = f"[{', '.join(map(_yaml, place.default))}]"
     elif isinstance(place.default, str | int | float) and place.default != "":

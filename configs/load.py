@@ -55,11 +55,13 @@ def find_config(name: str | Path, folder: str) -> Path:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
-            raise UserError("no such config file", seen=path, remedy=f"give a YAML file or one of {shipped(folder)}")
+            raise UserError("no such config file", seen=path, remedy=f"give a YAML file or one of {', '.join(shipped(folder))}")
         return path
     candidate = CONFIG_ROOT / folder / f"{name}.yaml"
     if not candidate.is_file():
-        raise UserError(f"no config of that name in configs/{folder}", seen=name, allowed=", ".join(shipped(folder)))
+        near = difflib.get_close_matches(str(name), shipped(folder), n=1)
+        remedy = f"did you mean {near[0]}?" if near else None
+        raise UserError(f"no config of that name in configs/{folder}", seen=name, allowed=", ".join(shipped(folder)), remedy=remedy)
     return candidate
 
 
@@ -107,7 +109,8 @@ def _explain(kind: type[Section], error: ValidationError, tree: Any, source: str
     if unknown:
         section = locate(kind, first["loc"][:-1]).kind
         beside = sorted(section.model_fields) if is_section(section) else ["(see configs/)"]
-        near = difflib.get_close_matches(str(first["loc"][-1]), beside, n=1)
+        inside = [f"{name}.{first['loc'][0]}" for name in beside if len(first["loc"]) == 1 and _has_key(kind, name, first["loc"][0])]
+        near = inside or difflib.get_close_matches(str(first["loc"][-1]), beside, n=1)
         remedy = f"did you mean {near[0]}?" if near else None
         return UserError(f"{source}: unknown key {key}{more}", seen=_shown(first["input"]), allowed=", ".join(beside), remedy=remedy)
     if first["type"] == "missing" and place.key == first["loc"]:
@@ -132,6 +135,11 @@ def _blamed(key: str, fault: Any, source: str, overrides: Sequence[str]) -> str:
     inside = {given: given.partition("=")[0] for given in overrides if not key or given.startswith(f"{key}.")}
     named = [given for given, name in inside.items() if re.search(rf"\b{re.escape(name.split('.')[-1])}\b", fault["msg"])]
     return f"override {' '.join(named)}" if named else f"{source} with {' '.join(inside)}" if inside else source
+
+
+def _has_key(kind: type[Section], section: str, key: int | str) -> bool:
+    inner = locate(kind, [section]).kind
+    return is_section(inner) and key in inner.model_fields
 
 
 def _shown(value: Any) -> str | None:

@@ -31,6 +31,7 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
         overrides = (*overrides, "train.profile=true")
     with stop_at_once() as started:
         config = load_config(RunConfig, run, folder="runs", overrides=overrides)
+        launch.require_initial(config)
         with launch.only_training(config):
             if not launch.is_started() and (done := finished_at(config)):
                 get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)

@@ -87,6 +87,13 @@ def require_shards(run: RunConfig, remedy: str = "make it with `uniaudio tokeniz
             raise UserError("data.shards: no such folder of shards", seen=place, remedy=remedy)
 
 
+def require_initial(run: RunConfig) -> None:
+    """Before long work: UserError where nothing lies at `train.init_from`, which would show only behind the model's making."""
+    if run.train.init_from and not Path(run.train.init_from).exists():
+        remedy = "a checkpoint, an export, or the train.output_dir of a run that has saved"
+        raise UserError("train.init_from: nothing is there", seen=run.train.init_from, remedy=remedy)
+
+
 @contextmanager
 def only_training(run: RunConfig) -> Iterator[None]:
     """One training an output folder: held by the command that starts the ranks, or by rank 0 of those that another launcher started.

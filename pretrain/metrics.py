@@ -19,10 +19,12 @@ from uniaudio.atomic import publish_bytes
 from uniaudio.configs.estimate import frame_flops
 from uniaudio.configs.flops import PEAK_FLOPS
 from uniaudio.configs.run import RunConfig
+from uniaudio.log import get_logger
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.parallel.tensor import padded_rows
 
 Metrics = dict[str, float]
+logger = get_logger("metrics")
 
 
 def loss_metrics(sums_KQ: torch.Tensor, counts_KQ: torch.Tensor, tasks: Sequence[str], *, prefix: str = "") -> Metrics:
@@ -167,6 +169,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._unwritten = b""
         self._open(resume_step)
 
     def drop_after(self, step: int) -> None:
@@ -181,12 +184,19 @@ class MetricsFile:
                 if line.endswith("\n") and json.loads(line)["step"] <= resume_step:  # the last line may be torn by a kill
                     kept.append(line)
         publish_bytes(path, "".join(kept).encode())
-        self._handle = path.open("a", encoding="utf-8")
+        self._unwritten = b""
+        self._handle = path.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Appends a line."""
-        self._handle.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._handle.flush()
+        """Appends a line. On a full disk it is kept for the next call: that is the checkpoint writer's to end a training for."""
+        told = bool(self._unwritten)
+        self._unwritten += (json.dumps({"step": step, **metrics}) + "\n").encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._handle.write(self._unwritten) :]
+        except OSError as error:
+            if not told:
+                logger.warning("%s cannot be written (%s); its lines are kept in memory", self._path, error.strerror)
 
     def close(self) -> None:
         """Closes the file."""

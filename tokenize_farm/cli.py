@@ -298,6 +298,8 @@ def show(
         if out is not None:
             raise UserError("--out is for one clip", seen=out, remedy=f"--clip ID; `uniaudio shards show {directory}` lists some")
         totals = total(shard.read_sidecar() for shard in list_shards(directory))
+        if not totals["shards"]:
+            raise UserError("no published shards in this folder", seen=directory, remedy="make them with `uniaudio tokenize FARM.yaml`")
         keys = showing.first_keys(directory, {kind: min(ids, clips) for kind, clips in totals["clips_by_kind"].items()})
         if as_json:
             click.echo(json.dumps(totals | {"ids_by_kind": keys}, indent=1, ensure_ascii=False))

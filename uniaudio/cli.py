@@ -1,5 +1,7 @@
 """The command `uniaudio`: loads each command from the package that owns it, and only when it is called."""
 
+import difflib
+import errno
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -28,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "jobs": ("uniaudio.cluster.cli", "jobs", "List, follow and cancel what was submitted."),
     "preflight": ("uniaudio.cluster.preflight.cli", "preflight", "Look at this node, or all, before a long job."),
 }
+
+# Faults of paths and disks that a user can mend; of others the trace is needed.
+MENDABLE = {errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # Third-party packages a command may miss, with the extra that brings them.
 EXTRAS = {
@@ -60,6 +66,12 @@ class LazyGroup(click.Group):
             if package not in EXTRAS:
                 raise
             raise MissingDependency(package, needed_for=f"uniaudio {cmd_name}", extra=EXTRAS[package]) from error
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; a name that is none is told with the nearest there is."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and (near := difflib.get_close_matches(args[0], COMMANDS, n=1)):
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -94,11 +106,14 @@ def main() -> None:
     except UserError as error:
         click.echo("\n".join([f"uniaudio: error: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(error.exit_code)
-    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        if error.filename is None:
+    except OSError as error:
+        if error.errno not in FULL and (error.errno not in MENDABLE or error.filename is None):
             raise
-        seen = f"{error.filename2 or error.filename}: {error.strerror}"
-        click.echo(f"uniaudio: error: {UserError('a path cannot be used', seen=seen, remedy='another path, or its rights')}", err=True)
+        seen = f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else error.strerror
+        fault = UserError("a path cannot be used", seen=seen, remedy="another path, or its rights")
+        if error.errno in FULL:
+            fault = UserError("a disk is full", seen=seen, remedy="make room, then run the same command again")
+        click.echo(f"uniaudio: error: {fault}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -94,6 +94,8 @@ def generate(
         assert out is not None
         uses = generator.uses(options.rank)
         requests = list(read_requests(manifest, task=task, inputs=inputs, options=options, uses=uses))
+        if not requests:
+            raise UserError("--manifest holds no line", seen=manifest, allowed="one JSON object a line")
         require_used(inputs, uses, sorted({row.task for row in requests} & uses.keys()) or list(uses))
         _batch(generator, requests, out, as_json)
     elif stream:

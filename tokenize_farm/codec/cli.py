@@ -32,7 +32,13 @@ def _check_levels(levels: int | None, most: int) -> None:
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no CUDA device here", seen=f"--device {name}", remedy="use --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError("no such device", seen=f"--device {name}", allowed="cpu, cuda, cuda:1")
+    return device
 
 
 def _numbers(text: str) -> list[int]:

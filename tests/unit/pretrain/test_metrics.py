@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_a_resumed_file_drops_what_lies_behind_the_checkpoint_and_torn_lines(tmp
     file.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1 / 3}], "floats come back exactly"
+
+
+def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    disk = file._handle
+    logging.getLogger("uniaudio").addHandler(caplog.handler)
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file._handle = full
+        file.write(1, {"loss": 1.0})
+        file.write(2, {"loss": 2.0})
+    logging.getLogger("uniaudio").removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records] == [
+        f"{path} cannot be written (No space left on device); its lines are kept in memory"
+    ]
+    file._handle = disk
+    file.write(3, {"loss": 3.0})
+    file.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_goodput_counts_from_the_first_start_of_all() -> None:

@@ -40,3 +40,40 @@ def test_a_path_that_cannot_be_used_is_one_line(words, message, tmp_path, monkey
         cli.main()
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "demo_cpu"], "No such command 'trian'. Did you mean train?"),
+        (["config", "demo_cup"], "seen: demo_cup | allowed: .*| remedy: did you mean demo_cpu?"),
+        (["config", "demo_cpu", "steps=3"], "unknown key steps | seen: 3 | allowed: .*| remedy: did you mean train.steps?"),
+        (["config", "demo_cpu", "data.tasks=tts"], "a list of texts, at least 1 | remedy: did you mean data.tasks=[tts]?"),
+        (["codec", "encode", "a.wav", "--out", "o", "--device", "gpu"], "no such device | seen: --device gpu | allowed: cpu, cuda, cuda:1"),
+        (
+            ["train", "demo_cpu", "train.init_from=/none"],
+            "train.init_from: nothing is there | seen: /none | remedy: a checkpoint",
+        ),
+        (["shards", "show", "{folder}"], "no published shards in this folder | seen: "),
+    ],
+)
+def test_a_mistyped_command_says_what_was_meant(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["uniaudio", *(word.format(folder=tmp_path) for word in words)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(part in said for part in message.split(".*")), said
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def fill() -> None:
+        with open("/dev/full", "w") as handle:
+            handle.write("x")
+
+    monkeypatch.setattr(cli, "cli", lambda standalone_mode: fill())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "a disk is full | seen: No space left on device | remedy: make room" in capsys.readouterr().err

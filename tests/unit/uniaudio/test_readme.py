@@ -1,4 +1,4 @@
-"""Every command that the README prints is one that the command line takes: names, options, configs and overrides."""
+"""Every command that the README and docs/ print is one that the command line takes; what they link to is there."""
 
 import re
 import shlex
@@ -72,3 +72,38 @@ def test_a_make_target_of_the_readme_is_one(target: str) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:[a-z_]+/)+[a-zA-Z_]+\.(?:py|md))`", README))))
 def test_a_file_that_the_readme_names_is_there(path: str) -> None:
     assert (ROOT / path).is_file()
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+BLOCK_LINE = re.compile(r"^(?:    |\$ )?(?:\.venv/bin/)?(uniaudio [a-z].*)$")
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+PAGE_COMMANDS = sorted(
+    {
+        (str(page.relative_to(ROOT)), found[1])
+        for page in PAGES
+        for line in _text(page).splitlines()
+        if "--help" not in line and (found := BLOCK_LINE.match(line))
+    }
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_goes_somewhere(page: Path) -> None:
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link and not link.startswith("mailto:")]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize(("page", "line"), PAGE_COMMANDS, ids=[f"{page}: {line[:50]}" for page, line in PAGE_COMMANDS])
+def test_a_command_of_a_page_is_one(page: str, line: str) -> None:
+    words = shlex.split(line.split(" | ")[0].split(" && ")[0].split(" > ")[0], comments=True)[1:]
+    parse(cli, words)
+
+
+def test_pages_have_commands() -> None:
+    assert len({page for page, _ in PAGE_COMMANDS}) > 5
