@@ -91,7 +91,7 @@ def check_checkpoint(run: RunConfig) -> None:
     """Where the run would resume: the newest checkpoint numbers tokens as this run does, and is of the same model."""
     if not run.train.resume:
         return
-    manifests = sorted(Path(run.train.output_dir, "checkpoints").glob("step-*/manifest.json"))
+    manifests = sorted(Path(run.train.output_dir, "checkpoints").glob("step-*[0-9]/manifest.json"))
     if not manifests:
         return
     try:

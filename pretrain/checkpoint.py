@@ -56,8 +56,8 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def published(root: Path) -> list[Path]:
-    """Published checkpoints of a folder, oldest first."""
-    return sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}"))
+    """Published checkpoints of a folder, oldest first; what a user keeps beside them (`step-00000100-good`) is none of them."""
+    return sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}") if path.parent.name[len("step-") :].isdecimal())
 
 
 def make_manifest(identity: Identity, position: dict[str, int], files: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:

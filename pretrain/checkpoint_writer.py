@@ -171,7 +171,8 @@ class CheckpointWriter:
             logger.error("the checkpoint of step %d was not written: %s", position["step"], fault)
             self._on_rank_zero(lambda: shutil.rmtree(temporary, ignore_errors=True))
             return fault
-        self._on_rank_zero(lambda: _prune(self.root, self._keep, self._keep_every))
+        if kept := self._on_rank_zero(lambda: _prune(self.root, self._keep, self._keep_every)):
+            logger.warning("an old checkpoint could not be removed: %s", kept)
         if self._engine.layout.rank == 0:
             logger.info("checkpoint %s", final)
         return None
@@ -310,5 +311,6 @@ def _prune(root: Path, keep: int, keep_every: int) -> None:
     for path in published(root)[:-keep]:
         if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
             continue
-        (path / MANIFEST).unlink()  # first: a half-removed folder is no checkpoint
-        shutil.rmtree(path)
+        retired = path.with_name(f".{path.name}.old.tmp")  # no checkpoint from here on, and swept at the next start where a kill comes
+        os.replace(path, retired)
+        shutil.rmtree(retired)

@@ -25,7 +25,7 @@ def finished_at(run: RunConfig) -> Path | None:
     record = _read_json(output_dir / _RECORD)
     if not run.train.resume or record is None or record.get("step", 0) < run.train.steps:
         return None
-    manifests = sorted((output_dir / "checkpoints").glob("step-*/manifest.json"))
+    manifests = sorted((output_dir / "checkpoints").glob("step-*[0-9]/manifest.json"))
     manifest = _read_json(manifests[-1]) if manifests else None
     if manifest is None or manifest.get("step", 0) < run.train.steps:
         return None

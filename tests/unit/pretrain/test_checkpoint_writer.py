@@ -1,11 +1,13 @@
-"""Host memory of the checkpoint writer: what CUDA was told of is given back before it is freed."""
+"""The checkpoint writer: host memory that CUDA was told of is given back before it is freed; which folders are removed."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from uniaudio.pretrain import checkpoint_writer
+from uniaudio.pretrain.checkpoint import MANIFEST, published
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
 
 
@@ -36,3 +38,22 @@ def test_closing_gives_the_pinned_memory_back(monkeypatch: pytest.MonkeyPatch) -
     assert cudart.registered == {file.tensors["weight"].data_ptr()} and file.tensors["bias"].shape == (3,)
     writer.close()
     assert not cudart.registered
+
+
+def test_copies_that_a_user_keeps_are_neither_checkpoints_nor_removed(tmp_path: Path) -> None:
+    for name in ("step-00000001", "step-00000002", "step-00000003", "step-00000001-good", "step-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text("{}")
+    assert [path.name for path in published(tmp_path)] == ["step-00000001", "step-00000002", "step-00000003"]
+    checkpoint_writer._prune(tmp_path, 1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001-good", "step-00000002", "step-00000003", "step-best"]
+
+
+def test_a_removal_that_is_cut_off_leaves_what_the_next_start_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step-00000001", "step-00000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text("{}")
+    monkeypatch.setattr(checkpoint_writer.shutil, "rmtree", lambda path: None)
+    checkpoint_writer._prune(tmp_path, 1, 0)
+    assert [path.name for path in tmp_path.glob(".step-*.tmp")] == [".step-00000001.old.tmp"]
+    assert [path.name for path in published(tmp_path)] == ["step-00000002"]
