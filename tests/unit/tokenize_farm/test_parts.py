@@ -28,7 +28,7 @@ def test_a_farm_without_part_is_the_whole_and_writes_the_usual_file():
 
 
 @pytest.mark.parametrize(
-    ("part", "message"), [("4/4", "4/4 is no part; the first of four is 0/4"), ("0/0", "is no part"), ("a", "pattern")]
+    ("part", "message"), [("4/4", "4/4 is no part; the first of four is 0/4"), ("0/0", "is no part"), ("a", "of the form")]
 )
 def test_what_is_no_part_is_refused(part, message):
     with pytest.raises(UserError, match=f"part: .*{message}"):

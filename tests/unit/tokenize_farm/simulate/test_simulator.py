@@ -232,7 +232,7 @@ def test_draws_are_stable_over_releases() -> None:
         ({"views": {"audio.original": VIEWS["audio.broken"]}, "edit": {}}, "simulate.edit makes audio.original already"),
         ({"instruct": {"phrases": ["an {old} {voice}"]}}, r"instruct.phrases: a phrase has \{old\}; allowed: \{pitch\}, \{speed\}"),
         ({"edit": {"operations": {"add": ["swap {event} and {other}"]}}}, r"edit.operations.add: a phrase has \{other\}; allowed"),
-        ({"edit": {"operations": {"gap": ["x"]}}}, "edit.operations.gap"),
+        ({"edit": {"operations": {"gap": ["x"]}}}, "edit.operations holds no such key . seen: gap"),
         ({"edit": {"operations": {"inpaint": []}}}, "edit.operations.inpaint: no phrase"),
         ({"edit": {"kinds": ["speech"]}, "instruct": {}}, "edit and instruct both write text.instruction of speech"),
     ],
