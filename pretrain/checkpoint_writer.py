@@ -171,7 +171,7 @@ class CheckpointWriter:
             logger.error("the checkpoint of step %d was not written: %s", position["step"], fault)
             self._on_rank_zero(lambda: shutil.rmtree(temporary, ignore_errors=True))
             return fault
-        if kept := self._on_rank_zero(lambda: _prune(self.root, self._keep, self._keep_every)):
+        if kept := self._on_rank_zero(lambda: _prune(self.root, self._keep, self._keep_every, position["step"])):
             logger.warning("an old checkpoint could not be removed: %s", kept)
         if self._engine.layout.rank == 0:
             logger.info("checkpoint %s", final)
@@ -307,9 +307,11 @@ def _publish(
     fsync_directory(final.parent)
 
 
-def _prune(root: Path, keep: int, keep_every: int) -> None:
-    for path in published(root)[:-keep]:
-        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+def _prune(root: Path, keep: int, keep_every: int, written: int) -> None:
+    """Up to the one just written: later ones are damaged, a resume went behind them, and they do not count."""
+    steps = {path: int(path.name.removeprefix("step-")) for path in published(root)}
+    for path in [path for path in steps if steps[path] <= written][:-keep]:
+        if keep_every and steps[path] % keep_every == 0:
             continue
         retired = path.with_name(f".{path.name}.old.tmp")  # no checkpoint from here on, and swept at the next start where a kill comes
         os.replace(path, retired)

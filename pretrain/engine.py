@@ -168,7 +168,7 @@ class Engine:
 
     def _cuts(self, layers: list[nn.Module]) -> list[int]:
         """Where to cut them into PIECES of about as many parameters, if there are weights to wait for."""
-        if self.layout.data_parallel_size == 1:
+        if self.layout.data_parallel_size == 1 or not layers:
             return []
         ends = list(itertools.accumulate(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers))
         cuts = {bisect.bisect_left(ends, ends[-1] * number / PIECES) + 1 for number in range(1, PIECES)}

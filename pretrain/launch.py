@@ -153,6 +153,8 @@ def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], No
         try:
             for rank in range(world_size):
                 children.append(subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}))
+            if asked:  # before there were children to tell
+                forward(asked[0])
             code = _wait(children)
             if code - 128 in asked:  # it died of the signal: it was not yet so far as to handle it
                 say_nothing_trained()

@@ -160,9 +160,9 @@ def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
     finally:
         _close_outputs(outputs, status)
         loaders.close()
+        engine.close()
     if layout.rank == 0 and code == 0:
         record_finished(run, run.train.steps)
-    engine.close()
     layouts.shutdown()
     return code
 

@@ -146,7 +146,8 @@ class StoredRun:
             try:
                 self._client.log_batch(self.run_id, metrics=batch)
             except self._faults:
-                self._pending.extendleft(reversed(batch))
+                room = KEPT - len(self._pending)  # what came meanwhile is newer
+                self._pending.extendleft(reversed(batch[max(0, len(batch) - room) :]))
                 raise
 
     def finish(self, status: str, artifacts: Mapping[str, str] | None = None) -> None:

@@ -45,8 +45,16 @@ def test_copies_that_a_user_keeps_are_neither_checkpoints_nor_removed(tmp_path: 
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).write_text("{}")
     assert [path.name for path in published(tmp_path)] == ["step-00000001", "step-00000002", "step-00000003"]
-    checkpoint_writer._prune(tmp_path, 1, 2)
+    checkpoint_writer._prune(tmp_path, 1, 2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001-good", "step-00000002", "step-00000003", "step-best"]
+
+
+def test_later_ones_that_a_resume_went_behind_do_not_count(tmp_path: Path) -> None:
+    for name in ("step-00000003", "step-00000005", "step-00000006"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text("{}")
+    checkpoint_writer._prune(tmp_path, 1, 0, 5)
+    assert [path.name for path in published(tmp_path)] == ["step-00000005", "step-00000006"], "5 was just written; 6 is damaged"
 
 
 def test_a_removal_that_is_cut_off_leaves_what_the_next_start_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +62,6 @@ def test_a_removal_that_is_cut_off_leaves_what_the_next_start_sweeps(tmp_path: P
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).write_text("{}")
     monkeypatch.setattr(checkpoint_writer.shutil, "rmtree", lambda path: None)
-    checkpoint_writer._prune(tmp_path, 1, 0)
+    checkpoint_writer._prune(tmp_path, 1, 0, 2)
     assert [path.name for path in tmp_path.glob(".step-*.tmp")] == [".step-00000001.old.tmp"]
     assert [path.name for path in published(tmp_path)] == ["step-00000002"]

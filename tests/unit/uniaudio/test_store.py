@@ -5,6 +5,7 @@ import resource
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_what_is_logged_while_the_store_is_slow_waits_for_nobody_and_is_sent(fol
     answers.set()
     run.finish("FINISHED")
     assert [metric.step for metric in run._client.get_metric_history(run.run_id, "loss")] == list(range(1, 1001))
+
+
+def test_the_newest_metrics_are_kept_where_a_sending_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(folder / "run")
+    monkeypatch.setattr("uniaudio.store.KEPT", 4)
+    run._pending = deque(maxlen=4)
+
+    def fails(run_id: str, metrics: list) -> None:
+        run._pending.extend(["newer", "newest"])
+        raise OSError("away")
+
+    monkeypatch.setattr(run._client, "log_batch", fails)
+    run._pending.extend(["a", "b", "c"])
+    with pytest.raises(OSError, match="away"):
+        run._send()
+    assert list(run._pending) == ["b", "c", "newer", "newest"]
+    run._pending.clear()
 
 
 def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
