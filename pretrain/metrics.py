@@ -102,7 +102,7 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
 
 
 class Speed:
-    """Frames/s over all ranks and MFU (formula of docs/measured: model FLOPs a frame x frames/s / peak of all devices)."""
+    """Frames/s over all ranks and MFU (`configs.flops`: model FLOPs a frame x frames/s / peak of all devices)."""
 
     def __init__(self, run: RunConfig, vocabulary_size: int, device: torch.device) -> None:
         peak, self.source = peak_flops(device)

@@ -153,8 +153,8 @@ def test_second_half_of_a_block_is_near_the_plain_one_in_all_gradients(backend, 
     again = torch.autograd.grad(_mlp(parts, backend, recompute=True), list(parts.values()), upstream)
     assert distance(out, truth) < 0.06
     for name, ours, recomputed, gradient in zip(parts, gradients, again, truths, strict=True):
-        # Three or four casts in a row, each wrong by 1/28 in the mean: .04 to .078 on large tensors, and luck on ones as small as these.
-        assert distance(ours, gradient) < 0.1, name
+        # bf16 runs on cards alone: .0840 was seen there for a bias of 48 numbers, on the plain path.
+        assert distance(ours, gradient) < (0.1 if place.dtype == torch.bfloat16 else 0.08), name
         assert torch.equal(ours, recomputed), name
 
 
