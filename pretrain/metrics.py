@@ -19,6 +19,7 @@ from uniaudio.atomic import publish_bytes
 from uniaudio.configs.estimate import frame_flops
 from uniaudio.configs.flops import PEAK_FLOPS
 from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.parallel.tensor import padded_rows
@@ -178,26 +179,58 @@ class MetricsFile:
         self._open(step)
 
     def _open(self, resume_step: int) -> None:
-        path, kept = self._path, []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and json.loads(line)["step"] <= resume_step:  # the last line may be torn by a kill
-                    kept.append(line)
-        publish_bytes(path, "".join(kept).encode())
+        written = self._path.read_bytes() if self._path.exists() else b""
+        lines = (written + self._unwritten).splitlines(keepends=True)
+        publish_bytes(self._path, b"".join(_up_to(resume_step, lines, self._path)))
         self._unwritten = b""
-        self._handle = path.open("ab", buffering=0)
+        self._handle = self._path.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Appends a line. On a full disk it is kept for the next call: that is the checkpoint writer's to end a training for."""
         told = bool(self._unwritten)
         self._unwritten += (json.dumps({"step": step, **metrics}) + "\n").encode()
+        if (fault := self._try_to_write()) and not told:
+            logger.warning("%s cannot be written (%s); its lines are kept in memory", self._path, fault)
+
+    def close(self) -> None:
+        """Closes the file; lines that were kept are tried once more."""
+        if fault := self._try_to_write():
+            logger.warning("%s lacks its last %d lines: it cannot be written (%s)", self._path, self._unwritten.count(b"\n"), fault)
+        self._handle.close()
+
+    def _try_to_write(self) -> str | None:
+        """Appends what is not written yet; what the disk says against it."""
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._handle.write(self._unwritten) :]
         except OSError as error:
-            if not told:
-                logger.warning("%s cannot be written (%s); its lines are kept in memory", self._path, error.strerror)
+            return error.strerror
+        return None
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._handle.close()
+
+def _up_to(step: int, lines: list[bytes], path: Path) -> list[bytes]:
+    """The lines of steps up to `step`; what lies behind them goes, readable or not: a kill may have torn the last one.
+
+    Raises:
+        UserError: one between them cannot be read.
+    """
+    steps = [_step_of(line) for line in lines]
+    end = max((number for number, found in enumerate(steps, start=1) if found is not None and found <= step), default=0)
+    for number, found in enumerate(steps[:end], start=1):
+        if found is None:
+            raise UserError(
+                f"{path}, line {number} is no line of metrics",
+                seen=lines[number - 1][:80],
+                allowed='{"step": 1, ...}',
+                remedy="remove the line, or move the file elsewhere: a new one begins, and the training goes on from its checkpoint alike",
+            )
+    return [line for line, found in zip(lines[:end], steps) if found is not None and found <= step]
+
+
+def _step_of(line: bytes) -> int | None:
+    """None where the line is torn, or none of `MetricsFile`'s."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, LookupError, TypeError):
+        return None
+    return step if isinstance(step, int) else None

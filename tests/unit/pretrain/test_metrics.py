@@ -9,6 +9,7 @@ import torch
 
 from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
+from uniaudio.errors import UserError
 from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.metrics import (
     Clock,
@@ -135,6 +136,56 @@ def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pyt
     file.write(3, {"loss": 3.0})
     file.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_lines_that_were_kept_are_tried_again_at_the_end(tmp_path: Path, room: bool, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    disk = file._handle
+    logging.getLogger("uniaudio").addHandler(caplog.handler)
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file._handle = full
+        file.write(1, {"loss": 1.0})
+        file.write(2, {"loss": 2.0})
+        caplog.clear()
+        if room:
+            file._handle = disk
+        file.close()
+    logging.getLogger("uniaudio").removeHandler(caplog.handler)
+    disk.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == ([1, 2] if room else [])
+    lost = [f"{path} lacks its last 2 lines: it cannot be written (No space left on device)"]
+    assert [record.message for record in caplog.records] == ([] if room else lost)
+
+
+def test_lines_that_were_kept_outlive_a_rewind(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    file.write(1, {"loss": 1.0})
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file._handle.close()
+        file._handle = full
+        file.write(2, {"loss": 2.0})
+        file.write(3, {"loss": 3.0})
+    file.drop_after(2)
+    file.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+GARBAGE = ['{"step": 2, "lo\0\n', "\0\0\n", "[2]\n", "{}\n", "\n", '{"step": null}\n', "\xff\n", "2\n"]
+
+
+@pytest.mark.parametrize("line", GARBAGE)
+def test_a_damaged_line_among_those_to_keep_is_told_with_its_place(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    content = b'{"step": 1}\n' + line.encode("latin-1") + b'{"step": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 is no line of metrics \| seen: .*remedy: remove the line, or move"):
+        MetricsFile(path, resume_step=3)
+    assert path.read_bytes() == content, "nothing is lost"
+    MetricsFile(path, resume_step=2).close()
+    assert path.read_text() == '{"step": 1}\n', "behind the checkpoint it goes with the others"
 
 
 def test_goodput_counts_from_the_first_start_of_all() -> None:
