@@ -12,6 +12,7 @@ from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.finished import finished_at
 from uniaudio.pretrain.starting import stop_at_once
+from uniaudio.signals import ignore_to_the_end
 
 
 @click.command()
@@ -35,8 +36,10 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
         with launch.only_training(config):
             if not launch.is_started() and (done := finished_at(config)):
                 get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)
-                return
-            code = _train(config, ["train", run, *overrides], started)
+                code = 0
+            else:
+                code = _train(config, ["train", run, *overrides], started)
+        ignore_to_the_end()
     if code:
         sys.exit(code)
 

@@ -50,7 +50,8 @@ def stop_at_once() -> Iterator[Callable[[], None]]:
     finally:
         signal.set_wakeup_fd(noted)
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is ignore:  # not where a command has settled how it ends (`ignore_to_the_end`)
+                signal.signal(number, handler)
         os.write(writer, bytes([_DONE]))
         thread.join()
         os.close(reader)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,27 @@ def test_a_signal_to_every_process_of_the_job_lets_the_trainer_save(folder: Path
     assert code == 75 and "Traceback" not in errors and "DataLoader worker" not in errors, errors
     assert f"asked to stop: step {losses(folder, 'all')[-1][0]} is saved" in errors
     assert not any(map(is_alive, workers))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_signals_behind_the_save_change_no_exit_code(folder: Path, ranks: int) -> None:
+    """A scheduler that asks again, or asks every process, while the interpreters wind up: seconds, with the libraries that are loaded."""
+    name = f"again-{ranks}"
+    many = ["train.steps=100000", "train.save_every=100000", f"parallel.data_parallel_size={ranks}"]
+    process = start(folder, name, *many)
+    wait_for(lambda: (folder / name / "metrics.jsonl").exists() and bool(losses(folder, name)), process)
+    pids = [process.pid, *(children_of(process) if ranks > 1 else [])]
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if "is saved" in line)
+    while process.poll() is None:
+        for pid in filter(is_alive, pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.01)
+    code, errors = finish(process)
+    assert code == 75 and "asked to stop" in said and "before the first step" not in errors, errors
 
 
 def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
