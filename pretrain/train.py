@@ -1,8 +1,8 @@
 """One rank of a training, from its config to its exit code: puts device, layout, data, model, engine and outputs together."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ from uniaudio.pretrain.parallel.tensor import choose_backend
 from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
 from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
+from uniaudio.pretrain.watchdog import Watchdog
+from uniaudio.signals import stop_requests
 
 logger = get_logger("train")
 
@@ -125,7 +127,7 @@ def make_loaders(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device:
 def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
     """Trains as one rank of the layout (RANK and its like set); returns the exit code: 0 done, 75 stopped by a signal and saved.
 
-    `started`: called when a signal is noted and agreed on, so that a step is finished and saved.
+    `started`: called when all ranks are here, and a signal is noted and agreed on, so that a step is finished and saved.
     """
     launch.join(run.parallel)
     device = choose_device(run.train.device)
@@ -141,29 +143,41 @@ def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
         loaders.train.position = DataPosition(**restored.manifest["data_position"])
     if restored and restored.step >= run.train.steps:
         logger.warning("nothing to do: %s is of step %d and train.steps is %d", restored.path, restored.step, run.train.steps)
-    commit = git_commit()
-    outputs = _open_outputs(run, restored, commit) if layout.rank == 0 else Outputs()
-    run_id = outputs.tracker.run_id if outputs.tracker else None
-    trainer = Trainer(
-        engine,
-        Identity(run, vocabulary, run_id, commit, shard_tokenizers(local_folder(run.data.folders[0], run.data))),
-        train=loaders.train,
-        valid=loaders.valid,
-        outputs=outputs,
-        start=restored.step if restored else 0,
-        clock=Clock(**restored.manifest.get("clock", {})) if restored else None,
-    )
-    status = "FAILED"
-    try:
-        code = trainer.fit(started)
-        status = "KILLED" if code == PREEMPTED else "FINISHED"
-    finally:
-        _close_outputs(outputs, status)
-        loaders.close()
-        engine.close()
+    identity = Identity(run, vocabulary, None, git_commit(), shard_tokenizers(local_folder(run.data.folders[0], run.data)))
+    watchdog = Watchdog(layout.rank, layout.world_size)
+    engine.greatest(0)  # a rank that a signal ends in its start is not waited for by one that would save
+    with stop_requests() as came:
+        started()
+        try:
+            code = _fit(engine, identity, loaders, restored, watchdog, came)
+        finally:
+            loaders.close()
+            engine.close()
     if layout.rank == 0 and code == 0:
         record_finished(run, run.train.steps)
     layouts.shutdown()
+    return code
+
+
+def _fit(engine: Engine, identity: Identity, loaders: Loaders, restored: Restored | None, watchdog: Watchdog, came: Collection[int]) -> int:
+    """Trains, and writes as rank 0; returns `Trainer.fit`'s. Signals are noted already: none ends the process with its outputs open."""
+    outputs = _open_outputs(identity.run, restored, identity.git_commit) if engine.layout.rank == 0 else Outputs()
+    status = "FAILED"
+    try:
+        trainer = Trainer(
+            engine,
+            replace(identity, mlflow_run_id=outputs.tracker.run_id if outputs.tracker else None),
+            train=loaders.train,
+            valid=loaders.valid,
+            outputs=outputs,
+            watchdog=watchdog,
+            start=restored.step if restored else 0,
+            clock=Clock(**restored.manifest.get("clock", {})) if restored else None,
+        )
+        code = trainer.fit(came)
+        status = "KILLED" if code == PREEMPTED else "FINISHED"
+    finally:
+        _close_outputs(outputs, status)
     return code
 
 
@@ -209,9 +223,10 @@ def _open_outputs(run: RunConfig, restored: Restored | None, commit: str) -> Out
     output_dir = Path(run.train.output_dir)
     publish_bytes(output_dir / "config.yaml", dump_config(run).encode())
     tags = {"git_commit": commit, **farm_runs(local_folder(run.data.folders[0], run.data))}
-    tracker = Tracker(run, run_id=restored.manifest["mlflow_run_id"] if restored else None, tags=tags)
     start = restored.step if restored else 0
-    return Outputs(tracker, MetricsFile(output_dir / "metrics.jsonl", resume_step=start), Progress(run.train.steps, start))
+    file = MetricsFile(output_dir / "metrics.jsonl", resume_step=start)  # before the run of MLflow: it may refuse what it finds
+    tracker = Tracker(run, run_id=restored.manifest["mlflow_run_id"] if restored else None, tags=tags)
+    return Outputs(tracker, file, Progress(run.train.steps, start))
 
 
 def _close_outputs(outputs: Outputs, status: str) -> None:

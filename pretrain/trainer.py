@@ -7,7 +7,7 @@ that are equal on all of them.
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +35,10 @@ from uniaudio.pretrain.metrics import (
 from uniaudio.pretrain.optim import learning_rate
 from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.spikes import SpikeDetector
-from uniaudio.pretrain.starting import SAVED
+from uniaudio.pretrain.starting import SAVED, say_nothing_trained
 from uniaudio.pretrain.stopwatch import trace
 from uniaudio.pretrain.tracking import Tracker
 from uniaudio.pretrain.watchdog import Watchdog
-from uniaudio.signals import stop_requests
 
 PREEMPTED = SAVED
 STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
@@ -78,6 +77,7 @@ class Trainer:
         train: AnyLoader,
         valid: AnyLoader | None,
         outputs: Outputs,
+        watchdog: Watchdog,
         start: int,
         clock: Clock | None = None,
     ) -> None:
@@ -93,19 +93,17 @@ class Trainer:
         self._speed = Speed(self.run, identity.vocabulary.size, engine.device)
         self._spikes = SpikeDetector(settings.spike_deviations)
         self._skipped, self._rewinds = 0, 0
-        self._watchdog = Watchdog(engine.layout.rank, engine.layout.world_size)
+        self._watchdog, self._begun = watchdog, False
         self._clock = Clock() if clock is None else clock
 
-    def fit(self, started: Callable[[], None] = lambda: None) -> int:
-        """Trains; returns 0 at the last step, PREEMPTED after a signal. `started`: called when all ranks are here, and signals are noted.
+    def fit(self, came: Collection[int]) -> int:
+        """Trains; returns 0 at the last step, PREEMPTED after a signal. `came`: those that have come, noted elsewhere.
 
         Raises:
             UserError: a loss that is not finite, or a checkpoint that cannot be written.
         """
         settings = self.run.train
-        self.engine.greatest(0)  # a rank that a signal ends in its start is not waited for by one that would save
-        with stop_requests() as came, ThreadPoolExecutor(1) as thread:
-            started()
+        with ThreadPoolExecutor(1) as thread:
             ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
             profiler = trace(Path(settings.output_dir) / "profile", self.engine.layout.rank) if settings.profile else None
             upcoming = self._load(ahead)
@@ -116,7 +114,7 @@ class Trainer:
                 if asked == STOP:
                     return self._leave()
                 batches = self._wait_for(upcoming)
-                self.step += 1
+                self.step, self._begun = self.step + 1, True
                 upcoming = self._load(ahead)
                 self._train_step(batches)
                 if profiler:
@@ -298,5 +296,8 @@ class Trainer:
             self._save()
         self._writer.wait()
         self._watchdog.close()
+        if not self._begun:
+            say_nothing_trained()
+            return PREEMPTED
         logger.warning("asked to stop: step %d is saved; the same command goes on from there (exit code %d)", self.step, PREEMPTED)
         return PREEMPTED

@@ -1,6 +1,7 @@
 """Steps that go wrong: not finite on one rank, again and again, or a loss that jumps."""
 
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ def config(tmp_path: Path) -> dict[str, Any]:
     return yaml.safe_load(CONFIG.replace("FOLDER", str(tmp_path)))
 
 
-def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: list[int]) -> dict[str, Any]:
-    """A training in which the n-th calls of the engine go wrong; its metrics, its warnings, and the row it stands at."""
+def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: list[int], stop: int | None = None) -> dict[str, Any]:
+    """A training whose n-th steps go wrong, or ask it to stop (0: its start); its metrics, its warnings, and the row it stands at."""
     import json
     import logging
+    import os
+    import signal
 
     import torch
 
@@ -84,6 +87,8 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
         self.__dict__.pop("_set_loss_scale", None)
         if call in spikes:
             statistics.loss_sums_KQ *= 3
+        if call == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
         return statistics
 
     class Keep(logging.Handler):
@@ -92,9 +97,12 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
 
     Engine.train_step = step  # type: ignore[method-assign]
     logging.getLogger("uniaudio").addHandler(Keep())
-    code = train(RunConfig.model_validate(config))
+    started = (lambda: os.kill(os.getpid(), signal.SIGTERM)) if stop == 0 else (lambda: None)
+    code = train(RunConfig.model_validate(config), started=started)
+    said = list(messages)
     folder = Path(config["train"]["output_dir"])
-    manifest = json.loads((folder / "checkpoints" / "step-00000050" / "manifest.json").read_text())
+    manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("checkpoints/step-*/manifest.json"))]
+    newest = manifests[-1] if manifests else {"data_position": {"row": 0}, "clock": {}}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     run = RunConfig.model_validate(config)
@@ -102,10 +110,11 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     return {
         "code": code,
         "steps": steps,
-        "messages": messages,
-        "row": manifest["data_position"]["row"],
+        "messages": said,
+        "checkpoints": [manifest["step"] for manifest in manifests],
+        "row": newest["data_position"]["row"],
         "first_row_of": {str(step): loader.first_row(step) for step in (50, 56)},
-        "clock": manifest["clock"],
+        "clock": newest["clock"],
     }
 
 
@@ -137,3 +146,11 @@ def test_spikes_without_end_stop(config: dict[str, Any], tmp_path: Path) -> None
     config["train"]["save_every"] = 100
     with pytest.raises(AssertionError, match=r"LossSpike: step 45: .*seen: no checkpoint to go back to.*spike_deviations=0"):
         run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
+
+
+def test_a_signal_before_the_first_step_closes_what_is_open_and_says_so(config: dict[str, Any], tmp_path: Path) -> None:
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[], stop=0)
+    assert done["code"] == 75 and not done["steps"] and not done["checkpoints"]
+    assert done["messages"][-1].startswith("asked to stop before the first step: nothing was trained")
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,21 @@ def test_a_signal_during_the_start_ends_a_training_with_one_line(folder: Path, n
     assert code == SAVED == 75 and time.monotonic() - before < 5, errors
     [line] = errors.strip().splitlines()
     assert LINE in line and "(exit code 75)" in line
+
+
+def test_a_signal_as_the_outputs_are_opened_leaves_no_run_open_in_the_store(folder: Path) -> None:  # noqa: F811
+    def status() -> str | None:
+        with suppress(sqlite3.OperationalError), sqlite3.connect(f"file:{folder / 'mlflow.db'}?mode=ro", uri=True) as store:
+            found = store.execute("select status from runs where name = 'opened'").fetchone()
+            return found and found[0]
+        return None
+
+    process = start(folder, "opened", "train.steps=100000", "train.save_every=100000")
+    wait_for(lambda: status() == "RUNNING", process)
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 75, errors
+    assert status() == "KILLED"
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["the command", "one rank"])
