@@ -290,14 +290,20 @@ class Trainer:
         self._saved, self._rewinds = self.step, 0
 
     def _leave(self) -> int:
-        """A signal has come to some rank: save what is not saved yet."""
-        self._flush()
-        if self.step > self._saved:
+        """A signal has come to some rank: save what is not saved yet, but for weights behind a loss spike."""
+        if spike := self._flush():
+            logger.error(
+                "step %d: the loss is far above the recent ones (over %.4f); nothing behind the last checkpoint is saved",
+                spike, self._spikes.limit,
+            )  # fmt: skip
+        elif self.step > self._saved:
             self._save()
         self._writer.wait()
         self._watchdog.close()
         if not self._begun:
             say_nothing_trained()
             return PREEMPTED
-        logger.warning("asked to stop: step %d is saved; the same command goes on from there (exit code %d)", self.step, PREEMPTED)
+        goes_on = f"step {self._saved} is saved; the same command goes on from there"
+        begins = "no step is saved; the same command begins again"
+        logger.warning("asked to stop: %s (exit code %d)", goes_on if self._saved else begins, PREEMPTED)
         return PREEMPTED

@@ -148,6 +148,18 @@ def test_spikes_without_end_stop(config: dict[str, Any], tmp_path: Path) -> None
         run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
 
 
+@pytest.mark.parametrize(
+    "save_every, saved", [(40, "step 40 is saved; the same command goes on"), (100, "no step is saved; the same command begins")]
+)
+def test_nothing_behind_a_spike_is_saved_by_a_signal(config: dict[str, Any], tmp_path: Path, save_every: int, saved: str) -> None:
+    """The numbers of step 45 are read only as it leaves."""
+    config["train"] |= {"spike_deviations": 8.0, "save_every": save_every}
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45], stop=45)
+    assert done["code"] == 75 and done["checkpoints"] == ([40] if save_every == 40 else [])
+    assert [message for message in done["messages"] if "step 45: the loss is far above the recent ones" in message]
+    assert done["messages"][-1].startswith(f"asked to stop: {saved}")
+
+
 def test_a_signal_before_the_first_step_closes_what_is_open_and_says_so(config: dict[str, Any], tmp_path: Path) -> None:
     (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[], stop=0)
     assert done["code"] == 75 and not done["steps"] and not done["checkpoints"]
