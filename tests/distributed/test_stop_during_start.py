@@ -79,7 +79,9 @@ def test_a_long_call_of_a_library_does_not_hold_the_end_up() -> None:
 
 
 def test_signals_are_others_to_handle_once_it_has_started() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with stop_at_once() as started:
         started()
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
         time.sleep(0.1)
+    assert signal.getsignal(signal.SIGTERM) is before, "only the command ignores them to its end"
