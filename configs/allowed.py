@@ -62,8 +62,8 @@ def advise(place: Place, seen: object) -> str | None:
     """What to write instead: the nearest of the words that are allowed, else the default where there is one."""
     kind, _ = _unwrap(place)
     words = [_yaml(value) for member in (kind, *_members(kind)) for value in _literals(member)]
-    if near := difflib.get_close_matches(str(seen), words, n=1):
-        return f"did you mean {near[0]}?"
+    if difflib.get_close_matches(str(seen), words, n=1):
+        return f"did you mean {near}?" if (near := nearest(str(seen), words)) else None
     if get_origin(kind) in (tuple, list) and isinstance(seen, str) and get_args(kind)[0] is str:
         return f"did you mean {'.'.join(map(str, place.key))}=[{seen}]?"
     if isinstance(place.default, tuple):
@@ -73,6 +73,25 @@ def advise(place: Place, seen: object) -> str | None:
     else:
         return None
     return f"for example {'.'.join(map(str, place.key))}={default}, the default"
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The one of `words` that a mistyped one is like and needs the fewest letters changed to become; None where two are as near."""
+    near = difflib.get_close_matches(word, words, n=1)
+    away = sorted({name: _letters_changed(word, name) for name in words}.items(), key=lambda found: found[1])
+    if not near or (len(away) > 1 and away[0][1] == away[1][1]):
+        return None
+    return away[0][0]
+
+
+def _letters_changed(word: str, other: str) -> int:
+    """Letters to put in, take out or replace (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(word, 1):
+        before, row = row, [number]
+        for place, wanted in enumerate(other):
+            row.append(min(before[place] + (letter != wanted), before[place + 1] + 1, row[place] + 1))
+    return row[-1]
 
 
 def is_section(kind: Any) -> bool:
@@ -128,10 +147,14 @@ def _yaml(value: object) -> str:
 
 def _words(kind: Any, metadata: tuple[Any, ...] = ()) -> str:
     kind, metadata = _unwrap(Place((), kind, metadata))
-    limits = [form.format(f"{getattr(item, name):g}") for item in metadata for name, form in _BOUNDS.items() if hasattr(item, name)]
+    limits = [form.format(_digits(getattr(item, name))) for item in metadata for name, form in _BOUNDS.items() if hasattr(item, name)]
     limits += [f"at least {item.min_length}" for item in metadata if getattr(item, "min_length", None)]
     limits += [f"of the form {item.pattern}" for item in metadata if getattr(item, "pattern", None)]
     return ", ".join([_kind_words(kind, metadata), *limits]) + (" or null" if None in metadata else "")
+
+
+def _digits(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _kind_words(kind: Any, metadata: tuple[Any, ...]) -> str:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from uniaudio.configs.section import Section
+from uniaudio.configs.section import LARGEST_SEED, Section
 
 
 class CodecModelConfig(Section):
@@ -102,7 +102,7 @@ class CodecTrainConfig(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     cuda_graph: bool = Field(False, description="capture the whole step; one GPU")
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     log_every: int = Field(200, ge=1)
     save_every_minutes: float = Field(10.0, gt=0)
 

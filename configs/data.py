@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from uniaudio.configs.section import Section
+from uniaudio.configs.section import LARGEST_SEED, Section
 
 
 class Shares(Section):
@@ -71,7 +71,7 @@ class DataConfig(Section):
     prompt_seconds: float = Field(3.0, gt=0, description="length of a speaker prompt (paper: 3 s)")
     too_long: Literal["cut", "skip"] = Field("cut", description="a document longer than a row: cut the end of its audio, or leave it out")
     mix: MixConfig = MixConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     workers: int = Field(0, ge=0, description="loader processes of a rank; the batches do not depend on it")
     verify: bool = Field(True, description="hash each shard the first time a process opens it, and compare with its sidecar")
     bad_shards: Literal["stop", "skip"] = Field(

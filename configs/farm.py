@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from uniaudio.configs.section import Section
+from uniaudio.configs.section import LARGEST_SEED, Section
 from uniaudio.configs.simulate import SimulateConfig
 
 
@@ -65,7 +65,7 @@ class FarmConfig(Section):
     part: str | None = Field(
         None, pattern=r"^\d+/\d+$", description="3/8: make only every 8th unit, from the 4th on; eight such farms share output_dir"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     experiment: str = Field("uniaudio-farm", description="MLflow experiment")
 
     @property

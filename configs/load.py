@@ -1,6 +1,5 @@
 """YAML and dotted overrides in, frozen config out; every fault becomes one line with key, value and what is allowed."""
 
-import difflib
 import functools
 import operator
 import re
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from uniaudio.configs.allowed import advise, describe, is_section, locate
+from uniaudio.configs.allowed import advise, describe, is_section, locate, nearest
 from uniaudio.configs.secrets import redact
 from uniaudio.configs.section import Section
 from uniaudio.errors import UserError
@@ -55,12 +54,14 @@ def find_config(name: str | Path, folder: str) -> Path:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
-            raise UserError("no such config file", seen=path, remedy=f"give a YAML file or one of {', '.join(shipped(folder))}")
+            beside = nearest(path.name, [found.name for found in path.parent.glob("*.y*ml")])
+            remedy = f"did you mean {path.with_name(beside)}?" if beside else f"give a YAML file or one of {', '.join(shipped(folder))}"
+            raise UserError("no such config file", seen=path, remedy=remedy)
         return path
     candidate = CONFIG_ROOT / folder / f"{name}.yaml"
     if not candidate.is_file():
-        near = difflib.get_close_matches(str(name), shipped(folder), n=1)
-        remedy = f"did you mean {near[0]}?" if near else None
+        near = nearest(str(name), shipped(folder))
+        remedy = f"did you mean {near}?" if near else None
         raise UserError(f"no config of that name in configs/{folder}", seen=name, allowed=", ".join(shipped(folder)), remedy=remedy)
     return candidate
 
@@ -110,8 +111,8 @@ def _explain(kind: type[Section], error: ValidationError, tree: Any, source: str
         section = locate(kind, first["loc"][:-1]).kind
         beside = sorted(section.model_fields) if is_section(section) else ["(see configs/)"]
         inside = [f"{name}.{first['loc'][0]}" for name in beside if len(first["loc"]) == 1 and _has_key(kind, name, first["loc"][0])]
-        near = inside or difflib.get_close_matches(str(first["loc"][-1]), beside, n=1)
-        remedy = f"did you mean {near[0]}?" if near else None
+        near = inside[0] if inside else nearest(str(first["loc"][-1]), beside)
+        remedy = f"did you mean {near}?" if near else None
         return UserError(f"{source}: unknown key {key}{more}", seen=_shown(first["input"]), allowed=", ".join(beside), remedy=remedy)
     if first["type"] == "missing" and place.key == first["loc"]:
         return UserError(f"{source}: {key} is missing{more}", allowed=describe(place))
@@ -121,6 +122,9 @@ def _explain(kind: type[Section], error: ValidationError, tree: Any, source: str
     if no_such_key:
         return UserError(f"{source}: {key} holds no such key{more}", seen=first["input"], allowed=describe(place))
     seen = first.get("ctx", {}).get("tag", functools.reduce(operator.getitem, place.key, tree))
+    if seen is None:
+        remedy = advise(place, seen) or f"write one behind it: {key}=VALUE"
+        return UserError(f"{source}: {key} is empty{more}", seen="nothing (null)", allowed=describe(place), remedy=remedy)
     shown = _shown(seen) or f"a {'mapping' if isinstance(seen, dict) else 'list'}"
     return UserError(f"{source}: {key}: not a value of this key{more}", seen=shown, allowed=describe(place), remedy=advise(place, seen))
 

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+LARGEST_SEED = 2**63 - 1  # what every generator takes (numpy, torch, the kernels of `kernels.draw`), with ranks and phases added
+
 
 class Section(BaseModel):
     """Frozen; unknown keys, NaN and implicit conversions of text to numbers are errors."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from uniaudio.configs.section import Section
+from uniaudio.configs.section import LARGEST_SEED, Section
 
 
 class TrainConfig(Section):
@@ -12,7 +12,7 @@ class TrainConfig(Section):
 
     output_dir: str
     steps: int = Field(..., ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     fp8: bool = Field(

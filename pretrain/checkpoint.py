@@ -240,7 +240,7 @@ def _restore_rng(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
     name = f"rng-{engine.layout.rank:05d}.safetensors"
     files = TensorFiles(path)
     if name not in manifest["files"]:
-        torch.manual_seed((manifest["config"]["train"]["seed"] << 32) + (manifest["step"] << 12) + engine.layout.rank)
+        torch.manual_seed(((manifest["config"]["train"]["seed"] << 32) + (manifest["step"] << 12) + engine.layout.rank) % 2**64)
         return
     torch.set_rng_state(files.read(name, "cpu"))
     if engine.device.type == "cuda" and files.has(name, "cuda"):

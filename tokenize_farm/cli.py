@@ -14,6 +14,7 @@ from rich.table import Table
 
 from uniaudio.configs.farm import FarmConfig
 from uniaudio.configs.load import load_config
+from uniaudio.configs.section import LARGEST_SEED
 from uniaudio.errors import UserError
 from uniaudio.tokenize_farm.index import list_shards
 from uniaudio.tokenize_farm.index_build import index_folder, index_store
@@ -180,7 +181,7 @@ def plan(trial: str, hours: float, as_json: bool, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File of centres to write (safetensors).")
 @click.option("--units", default=500, show_default=True, type=click.IntRange(2, 65_536))
 @click.option("--frames-per-clip", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="More than one: on Ray. The result is the same.")
 @click.option("--ray-address", help="A running Ray cluster; every node must see recordings and --out.")
 def fit_semantic(manifest: Path, out: Path, units: int, frames_per_clip: int, seed: int, workers: int, ray_address: str | None) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from uniaudio.atomic import publish_bytes, require_writable
+from uniaudio.configs.section import LARGEST_SEED
 from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import find
 from uniaudio.pretrain.evaluation import report
@@ -31,7 +32,7 @@ from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 @click.option("--classifier", type=click.Path(path_type=Path), help="Your classifier of sounds (transformers' form), for kl.")
 @click.option("--clap", type=click.Path(path_type=Path), help="Your CLAP (transformers' form), for text_sim.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table, the JSON and the wavs. [default: RUN/evaluation]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of the table.")

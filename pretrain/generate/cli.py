@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from uniaudio.atomic import require_writable
+from uniaudio.configs.section import LARGEST_SEED
 from uniaudio.errors import PartlyDone, UserError
 from uniaudio.pretrain.generate.api import Clip, Generator, Job, Options, Precision
 from uniaudio.pretrain.generate.inputs import Inputs, require_used
@@ -42,7 +43,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--manifest", type=FILE, help="JSON lines with these inputs and an id; --out is then a folder.")
 @click.option("--out", type=FILE, help="Wav to write; the picture lies beside it as .png.")
 @click.option("--stream", is_flag=True, help="Write 16-bit PCM at 16 kHz to standard output as it is made.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED))
 @click.option("--top-k", default=30, show_default=True)
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")

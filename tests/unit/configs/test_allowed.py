@@ -87,6 +87,27 @@ RUN = {"data": {"shards": "s", "tasks": ["tts"]}, "train": {"output_dir": "o", "
             "x: train.init_from: not a value of this key | seen: 3 | allowed: text or null",
         ),
         (
+            RunConfig,
+            {**RUN, "train": {**RUN["train"], "precision": "bf32"}},  # as near to the one as to the other
+            "x: train.precision: not a value of this key | seen: bf32 | allowed: fp32, bf16",
+        ),
+        (
+            RunConfig,
+            {**RUN, "train": {**RUN["train"], "precision": "b16"}},
+            "x: train.precision: not a value of this key | seen: b16 | allowed: fp32, bf16 | remedy: did you mean bf16?",
+        ),
+        (
+            RunConfig,
+            {**RUN, "train": {**RUN["train"], "output_dir": None}},
+            "x: train.output_dir is empty | seen: nothing (null) | allowed: text | remedy: write one behind it: train.output_dir=VALUE",
+        ),
+        (
+            RunConfig,
+            {**RUN, "train": {**RUN["train"], "seed": 2**63}},
+            "x: train.seed: not a value of this key | seen: 9223372036854775808 | allowed: a whole number, at least 0,"
+            " at most 9223372036854775807 | remedy: for example train.seed=0, the default",
+        ),
+        (
             SimulateConfig,
             {"views": {"audio.noisy": {"steps": [{"effect": "noise", "snr_db": [1]}]}}},
             "x: views.audio.noisy.steps.0.snr_db: not a value of this key (and 1 more) | seen: [1] | allowed: a list of 2 numbers"

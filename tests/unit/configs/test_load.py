@@ -125,6 +125,26 @@ def test_broken_yaml_names_its_source():
         parse_yaml("a: [1", source="x.yaml")
 
 
+@pytest.mark.parametrize(("kind", "key"), [(RunConfig, "train"), (RunConfig, "data"), (FarmConfig, None), (CodecConfig, "train")])
+def test_every_seed_has_the_largest_that_all_generators_take(kind, key):
+    name, folder = {RunConfig: ("demo_cpu", "runs"), FarmConfig: ("demo", "farms"), CodecConfig: ("tiny_cpu", "codecs")}[kind]
+    place = f"{key}.seed" if key else "seed"
+    load_config(kind, name, folder=folder, overrides=[f"{place}={2**63 - 1}"])
+    with pytest.raises(UserError, match=rf"{place}: not a value of this key .* at most {2**63 - 1}"):
+        load_config(kind, name, folder=folder, overrides=[f"{place}={2**63}"])
+
+
+@pytest.mark.parametrize(("given", "meant"), [("base.yml", "base.yaml"), ("bsae.yaml", "base.yaml"), ("other.yml", None)])
+def test_a_file_that_is_not_there_is_told_with_the_nearest_beside_it(given, meant, tmp_path, monkeypatch):
+    (tmp_path / "base.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for path in (given, str(tmp_path / given)):
+        with pytest.raises(UserError, match="no such config file") as told:
+            load_config(RunConfig, path, folder="runs")
+        assert ("did you mean " in str(told.value)) == (meant is not None)
+        assert meant is None or f"did you mean {path.replace(given, meant)}?" in str(told.value)
+
+
 def test_missing_file_and_unknown_name_are_refused():
     with pytest.raises(UserError, match="no such config file"):
         load_config(RunConfig, "nowhere.yaml", folder="runs")

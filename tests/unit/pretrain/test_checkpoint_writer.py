@@ -2,13 +2,17 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from uniaudio.pretrain import checkpoint_writer
+from uniaudio.pretrain import checkpoint, checkpoint_writer
 from uniaudio.pretrain.checkpoint import MANIFEST, published
 from uniaudio.pretrain.checkpoint_writer import CheckpointWriter
+from uniaudio.pretrain.engine import Engine
+from uniaudio.pretrain.parallel.layout import Layout
 
 
 class Cudart:
@@ -65,3 +69,14 @@ def test_a_removal_that_is_cut_off_leaves_what_the_next_start_sweeps(tmp_path: P
     checkpoint_writer._prune(tmp_path, 1, 0, 2)
     assert [path.name for path in tmp_path.glob(".step-*.tmp")] == [".step-00000001.old.tmp"]
     assert [path.name for path in published(tmp_path)] == ["step-00000002"]
+
+
+def test_a_rank_that_a_checkpoint_did_not_know_draws_by_any_seed(tmp_path):
+    drawn = []
+    for rank, seed in ((1, 2**63 - 1), (2, 2**63 - 1), (1, 7)):
+        engine = cast(Engine, SimpleNamespace(layout=Layout(rank=rank, world_size=4)))
+        checkpoint._restore_rng(tmp_path, {"files": {}, "config": {"train": {"seed": seed}}, "step": 3}, engine)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] != drawn[1]
+    torch.manual_seed((7 << 32) + (3 << 12) + 1)
+    assert drawn[2] == torch.rand(1).item()
