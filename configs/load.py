@@ -61,8 +61,12 @@ def find_config(name: str | Path, folder: str) -> Path:
     candidate = CONFIG_ROOT / folder / f"{name}.yaml"
     if not candidate.is_file():
         near = nearest(str(name), shipped(folder))
-        remedy = f"did you mean {near}?" if near else None
-        raise UserError(f"no config of that name in configs/{folder}", seen=name, allowed=", ".join(shipped(folder)), remedy=remedy)
+        raise UserError(
+            f"no config of that name in configs/{folder}",
+            seen=name,
+            allowed=", ".join(shipped(folder)),
+            remedy=f"did you mean {near}?" if near else None,
+        )
     return candidate
 
 

@@ -21,8 +21,6 @@ from typing import Any, Literal
 import torch
 
 from uniaudio.configs.finetune import FinetuneConfig
-from uniaudio.configs.load import validate
-from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
@@ -32,10 +30,9 @@ from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.named_state import MOMENTS, make_slot
+from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_model, find, published, recorded_run
 from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 logger = get_logger("checkpoint")
 
 
@@ -53,11 +50,6 @@ class Identity:
 def folder_of(root: Path, step: int) -> Path:
     """`root`/step-00000100."""
     return root / f"step-{step:08d}"
-
-
-def published(root: Path) -> list[Path]:
-    """Published checkpoints of a folder, oldest first; what a user keeps beside them (`step-00000100-good`) is none of them."""
-    return sorted(path.parent for path in root.glob(f"step-*/{MANIFEST}") if path.parent.name[len("step-") :].isdecimal())
 
 
 def make_manifest(identity: Identity, position: dict[str, int], files: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +161,7 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     Without `optimizer` a checkpoint's adapters go into its weights, and those of the engine stay as they are.
     """
     check_vocabulary(path, manifest, vocabulary)
-    check_meaning(path, manifest, engine.run.model)
+    check_model(path, manifest, engine.run.model)
     slots = engine.slots if optimizer else base_slots(engine.slots)
     check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})
     if optimizer:
@@ -186,28 +178,6 @@ def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabular
     """UserError with both tables where the checkpoint numbers tokens differently."""
     if manifest["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
         vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
-
-
-def recorded_run(path: Path, manifest: dict[str, Any]) -> RunConfig:
-    """The config that the checkpoint was made with; UserError where this version does not know it."""
-    return validate(RunConfig, manifest["config"], source=f"checkpoint {path}")
-
-
-# What the weights mean beyond their shapes.
-MEANING = ("structure", "positions", "embedding", "link", "num_heads", "local_heads", "gelu", "norm_eps")
-
-
-def check_meaning(path: Path, manifest: dict[str, Any], model: ModelConfig) -> None:
-    """UserError where weights of the same names would be used for other mathematics than those they were trained for."""
-    saved = recorded_run(path, manifest).model
-    for key in MEANING:
-        if getattr(saved, key) != getattr(model, key):
-            raise UserError(
-                f"checkpoint {path} is of another model: model.{key.replace('local_heads', 'local_num_heads')}",
-                seen=getattr(model, key),
-                allowed=getattr(saved, key),
-                remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
-            )
 
 
 def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -249,18 +219,6 @@ def _restore_rng(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
 
 
 # ---- weights alone ----
-
-
-def find(path: Path) -> Path:
-    """A checkpoint folder as given, or the newest one of a run's `output_dir` (or of its folder `checkpoints`)."""
-    for root in (path, path / "checkpoints"):
-        if (root / MANIFEST).is_file():
-            return root
-        if found := published(root):
-            return found[-1]
-    raise UserError(
-        "no checkpoint there", seen=path, allowed=f"a folder that holds {MANIFEST}, or the train.output_dir of a run that has saved"
-    )
 
 
 def load_weights(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:

@@ -39,7 +39,7 @@ def load_initial(path: Path, engine: Engine, vocabulary: Vocabulary) -> Path:
         return checkpoint.load_weights(path, engine, vocabulary)
     rows = token_rows(old, vocabulary, what=f"checkpoint {path}")
     shapes = {slot.name: _old_shape(slot, old) for slot in base_slots(engine.slots)}
-    checkpoint.check_meaning(path, manifest, engine.run.model)
+    checkpoint.check_model(path, manifest, engine.run.model)
     checkpoint.check_parameters(path, manifest, shapes)
     files = TensorFiles(path)
     for slot in base_slots(engine.slots):

@@ -18,6 +18,7 @@ from uniaudio.pretrain.evaluation.scores import Models, measures_of
 from uniaudio.pretrain.generate.api import DTYPES
 from uniaudio.pretrain.launch import require_shards
 from uniaudio.store import StoredRun
+from uniaudio.tokenize_farm.index import list_shards
 from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 
 
@@ -60,6 +61,8 @@ def evaluate(
 
     Example: uniaudio evaluate work/demo/run --tasks tts,sound --clips 8
     """
+    if shards is not None and Path(shards).is_dir() and not list_shards(shards, "valid"):
+        raise UserError("--shards: no held-out shards valid-* in this folder", seen=shards, remedy="a folder of `uniaudio tokenize`")
     place = pick_device(device)
     folder = find(run)
     chosen = () if measures == "none" else tuple(measures.split(",")) if measures else None

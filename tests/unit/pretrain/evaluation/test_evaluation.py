@@ -206,6 +206,13 @@ def test_missing_shards_and_a_folder_that_cannot_be_written_are_told_before_any_
     assert "data.shards: no such folder of shards | seen: nowhere | remedy: --shards FOLDER" in str(error)
 
 
+def test_a_folder_without_held_out_shards_is_told_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find", lambda path: pytest.fail("work began"))
+    (tmp_path / "train-000000.json").write_text("{}")
+    error = CliRunner().invoke(command_line, ["evaluate", "a_run", "--shards", str(tmp_path)]).exception
+    assert str(error).startswith(f"--shards: no held-out shards valid-* in this folder | seen: {tmp_path} | remedy: ")
+
+
 def test_the_command_writes_table_json_wavs_and_mlflow(evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, float] = {}
     monkeypatch.setattr(cli, "find", lambda path: path / "checkpoints" / "step-00000001")
