@@ -139,6 +139,7 @@ def frame_flops(run: RunConfig, rows: int) -> float:
 _MEMORY_BYTES = 2.97e12
 _HOST_SECONDS, _HOST_SECONDS_OF_GRAPHS = 0.02, 0.002
 _NETWORK_BYTES = 40e9
+_SCATTERED_BYTES, _GATHERED_BYTES = 4, 2  # of a parameter between data-parallel ranks: fp32 gradients, bf16 weights
 _OPTIMIZER_BYTES = 28  # of a parameter: gradient, master and moments read; master, moments and weight written
 _SECONDS_ON_THE_HOST = 0.3e-9  # of a parameter, on 64 cores
 _SECONDS_OF_ZERO_2 = (
@@ -149,7 +150,7 @@ _FP8_SPEEDUP = 1.3  # of the passes, at paper_1b's width
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Parts of an optimizer step's time; what overlaps is counted as if it did not."""
+    """Parts of an optimizer step's time; what overlaps is counted as if it did not, but for weights gathered behind the forward pass."""
 
     compute: float
     bubble: float
@@ -205,13 +206,17 @@ def step_seconds(run: RunConfig, *, gpu: str, gpus_per_node: int = 8) -> StepSec
     parameters = rank_count(run, rows)[0] / stages
     inside = parallel.world_size <= gpus_per_node
     carried = trained_count(run, rows)[0] / (tensor * stages) if parallel.zero_stage == 1 else parameters
-    exchanged = carried * (4 + 2) * (data - 1) / data  # fp32 gradients scattered, bf16 weights gathered
+    link = NVLINK_BYTES if inside else _NETWORK_BYTES
+    scattered, gathered = (carried * size * (data - 1) / data / link for size in (_SCATTERED_BYTES, _GATHERED_BYTES))
+    if parallel.zero_stage == 1 and wants_graphs(run):  # as long as the next step's first forward pass is; not what is whole on every rank
+        behind = 1 - (whole_count(run, rows) / stages / tensor / carried if tensor > 1 else 0.0)
+        gathered -= min(gathered * behind, compute / 3 / run.optim.gradient_accumulation)
     owned = parameters / (data if parallel.zero_stage else 1)
     return StepSeconds(
         compute,
         (compute + moved / NVLINK_BYTES) * bubble / (1 - bubble),
         moved / NVLINK_BYTES,
-        exchanged / (NVLINK_BYTES if inside else _NETWORK_BYTES),
+        scattered + gathered,
         owned * (_SECONDS_ON_THE_HOST if parallel.offload_optimizer else _OPTIMIZER_BYTES / _MEMORY_BYTES),
         _HOST_SECONDS_OF_GRAPHS if wants_graphs(run) else _HOST_SECONDS,
         parameters * run.optim.gradient_accumulation * _SECONDS_OF_ZERO_2 if parallel.zero_stage >= 2 else 0.0,
