@@ -1,4 +1,4 @@
-"""The layers before the head as CUDA graphs, their forward and their backward pass: few launches of the host instead of some 1,500.
+"""The layers before the head as CUDA graphs, their forward and their backward pass: few launches of the host instead of some 1,400.
 
 A graph replays the same kernels on the same addresses, so what varies is copied into fixed inputs, and what comes out (the state, the
 parameters' gradients) lies where it lay before, until the next replay. Both share one pool of memory: activations of the forward pass are
