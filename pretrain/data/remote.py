@@ -147,7 +147,11 @@ def _touch(path: Path, size: int) -> bool:
 
 def has_split(place: str, split: str, data: DataConfig) -> bool:
     """Whether a place of `data.shards` holds shards of a split."""
-    folder = local_folder(place, data)
+    return folder_has_split(local_folder(place, data), split)
+
+
+def folder_has_split(folder: Path, split: str) -> bool:
+    """The same of a folder of this host."""
     return table_path(folder, split).is_file() or any(folder.glob(f"{split}-*.json"))
 
 

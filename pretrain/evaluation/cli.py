@@ -12,13 +12,13 @@ from uniaudio.atomic import publish_bytes, require_writable
 from uniaudio.configs.section import LARGEST_SEED
 from uniaudio.errors import UserError
 from uniaudio.pretrain.checkpoint import find
+from uniaudio.pretrain.data.remote import folder_has_split
 from uniaudio.pretrain.evaluation import report
 from uniaudio.pretrain.evaluation.evaluate import Evaluator, Plan, TaskResult
 from uniaudio.pretrain.evaluation.scores import Models, measures_of
 from uniaudio.pretrain.generate.api import DTYPES
 from uniaudio.pretrain.launch import require_shards
 from uniaudio.store import StoredRun
-from uniaudio.tokenize_farm.index import list_shards
 from uniaudio.tokenize_farm.tokenizers.resources import pick_device
 
 
@@ -61,7 +61,7 @@ def evaluate(
 
     Example: uniaudio evaluate work/demo/run --tasks tts,sound --clips 8
     """
-    if shards is not None and Path(shards).is_dir() and not list_shards(shards, "valid"):
+    if shards is not None and Path(shards).is_dir() and not folder_has_split(Path(shards), "valid"):
         raise UserError("--shards: no held-out shards valid-* in this folder", seen=shards, remedy="a folder of `uniaudio tokenize`")
     place = pick_device(device)
     folder = find(run)

@@ -55,6 +55,10 @@ def test_a_path_that_cannot_be_used_is_one_line(words, message, tmp_path, monkey
             "train.init_from: nothing is there | seen: /none | remedy: a checkpoint",
         ),
         (["shards", "show", "{folder}"], "no published shards in this folder | seen: "),
+        (["config", "demo_cpu", "train.output_dir="], "override train.output_dir=: train.output_dir is empty | seen: nothing (null)"),
+        (["evaluate", "{folder}", "--seed", str(2**63)], f"--seed': {2**63} is not in the range 0<=x<={2**63 - 1}"),
+        (["generate", "--seed", str(2**63)], f"--seed': {2**63} is not in the range 0<=x<={2**63 - 1}"),
+        (["tokenize", "fit-semantic", "{folder}", "--out", "x", "--seed", "-1"], f"--seed': -1 is not in the range 0<=x<={2**63 - 1}"),
     ],
 )
 def test_a_mistyped_command_says_what_was_meant(words, message, tmp_path, monkeypatch, capsys):
