@@ -156,7 +156,7 @@ def test_values_that_are_not_finite(released: Released) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": None}, "n_layer: not a value of this key | seen: null | allowed: a whole number"),
+        ({"n_layer": None}, "n_layer is empty | seen: nothing (null) | allowed: a whole number"),
         ({"n_head": 5}, "n_embd is no multiple of 8 x n_head | seen: n_embd 48, n_head 5"),
         ({"non_acoustic_repeat": 5, "token_list": files.token_list(SMALL_RANGES)}, "does not divide n_embd | seen: 5, n_embd 48"),
         ({"megabytes": False}, "not the multi-scale architecture | seen: megabytes False"),
