@@ -3,8 +3,10 @@
 import fcntl
 import resource
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,3 +165,74 @@ def test_without_mlflow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(MissingDependency, match=r"tracking needs the package mlflow.*uniaudio\[train\]"):
         open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "address", ["htp://me:secret@x", "sqlite:///", "sqlite://", "sqlite:///:memory:", "http://", "postgresql://me:secret@h:port/x"]
+)
+def test_an_address_of_a_wrong_form_is_a_users_fault(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError, match=r"cannot be used \| seen: .* \| allowed: http.*sqlite:.* \| remedy: correct MLFLOW") as caught:
+        open_run(tmp_path / "run")
+    assert caught.value.exit_code == 2 and "secret" not in str(caught.value)
+    assert str(caught.value.seen).startswith(address.replace("me:secret", "***"))
+
+
+def test_a_missing_driver_is_one_line_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, module, package in [
+        ("postgresql+psycopg2://me:secret@127.0.0.1:9/x", "psycopg2", "psycopg2-binary"),
+        ("mysql+pymysql://me:secret@127.0.0.1:9/x", "pymysql", "pymysql"),
+    ]:
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(UserError, match=rf"needs the package {module}.*remedy: pip install '{package}'") as caught:
+            open_run(tmp_path / "run")
+        assert caught.value.exit_code == 2 and "secret" not in str(caught.value)
+
+
+def test_a_batch_refused_for_good_is_dropped_and_later_ones_are_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(store.logger, "warning", lambda form, *values: said.append(form % values))
+    run = open_run(folder / "run")
+    for _ in range(2):
+        run.log(1, {"wrong: name?": 1.0})
+        run.flush()
+        run.wait()
+    run.log(2, {"loss": 1.0})
+    run.finish("FINISHED")
+    stored = run._client.get_run(run.run_id)
+    assert stored.data.metrics == {"loss": 1.0} and stored.info.status == "FINISHED"
+    assert len(said) == 1 and "refused 1 metrics for good" in said[0] and "wrong: name?" in said[0]
+    run._client.delete_run(run.run_id)
+    run.log(3, {"loss": 2.0})
+    run._try(run._send)
+    assert not run._pending and len(said) == 2 and "deleted" in said[1]
+
+
+HANGS = """
+import socket, sys
+from pathlib import Path
+from uniaudio.store import StoredRun
+run = StoredRun(Path(sys.argv[1]) / "run", experiment="tests", run_id=None, params={}, config="")
+server = socket.create_server(("127.0.0.1", 0))  # accepts, and answers nothing
+import mlflow
+run._client = mlflow.MlflowClient(tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+run.log(1, {"loss": 1.0})
+if sys.argv[2] == "sending":
+    run.flush()
+run.log(2, {"loss": 1.0})
+print("begin", flush=True)
+run.finish("KILLED")
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("when", ["sending", "idle"])
+def test_a_store_that_hangs_does_not_keep_a_killed_training(when: str, folder: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(folder), when]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == "begin\n"
+        began = time.monotonic()
+        told = process.stderr.read()
+    assert process.returncode == 75 and time.monotonic() - began < store.KILLED_SECONDS + 5
+    assert "2 metrics were not sent" in told
