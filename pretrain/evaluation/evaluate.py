@@ -23,7 +23,7 @@ from uniaudio.pretrain.evaluation.held_out import HeldOut, HeldOutTask
 from uniaudio.pretrain.evaluation.likelihood import Likelihood, likelihood
 from uniaudio.pretrain.evaluation.scores import NO_MODELS, OF_RESYNTHESIS, Heard, Judge, Models, measures_of
 from uniaudio.pretrain.evaluation.statistics import Interval
-from uniaudio.pretrain.generate.inputs import make_tokenizers
+from uniaudio.pretrain.generate.inputs import make_codec
 from uniaudio.pretrain.generate.request import FRAME_RATE, Request
 from uniaudio.pretrain.generate.slots import Slots, decode_weights, require_frames
 from uniaudio.pretrain.model.model import MultiScaleTransformer
@@ -139,7 +139,7 @@ class Evaluator:
     ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, np.ndarray]]]:
         name = held_out.task.name
         measures = measures_of(name, plan.measures, self._models)
-        codec = make_tokenizers(self._recorded, held_out.task)["audio"]
+        codec = make_codec(self._recorded)
         given = next((part.key for part in held_out.task.conditions if part.modality == "audio" and part.draw == "own"), None)
         codes = {
             "model": made,

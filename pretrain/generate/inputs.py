@@ -108,6 +108,13 @@ def make_tokenizers(recorded: Mapping[str, Mapping[str, Any]], task: TaskConfig)
     return {view: _make(view, recorded[view]) for view in sorted(views)}
 
 
+def make_codec(recorded: Mapping[str, Mapping[str, Any]]) -> Tokenizer:
+    """The tokenizer of `audio` alone, to decode: what a host needs that has all codes (`make_tokenizers` says what it raises)."""
+    if "audio" not in recorded:
+        raise UserError("the shards have no such view", seen="audio", allowed=", ".join(recorded) or "none")
+    return _make("audio", recorded["audio"])
+
+
 def _make(view: str, recorded: Mapping[str, Any]) -> Tokenizer:
     config = TokenizerConfig(name=recorded["name"], options=recorded["options"])
     tokenizer = make_tokenizer(config.name, config.options)

@@ -22,6 +22,7 @@ from uniaudio.pretrain.evaluation.held_out import HeldOutTask
 from uniaudio.pretrain.evaluation.likelihood import likelihood
 from uniaudio.pretrain.evaluation.scores import Heard, Judge, Models, measures_of
 from uniaudio.pretrain.evaluation.statistics import weighted_mean
+from uniaudio.pretrain.generate import inputs
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.tokenize_farm.shard_reader import ShardReader
 
@@ -54,7 +55,7 @@ class Codec:
 
 @pytest.fixture
 def evaluator(run: RunConfig, model: MultiScaleTransformer, monkeypatch: pytest.MonkeyPatch) -> Evaluator:
-    monkeypatch.setattr(evaluate, "make_tokenizers", lambda recorded, task: {"audio": Codec()})
+    monkeypatch.setattr(evaluate, "make_codec", lambda recorded: Codec())
     monkeypatch.setattr(scores.speech, "dnsmos", lambda samples: {"overall": float(len(samples))})
     return Evaluator(model, run, VOCABULARY, {})
 
@@ -87,6 +88,18 @@ def test_of_all_tasks_those_without_held_out_clips_are_passed_over(evaluator: Ev
     assert list(evaluator.evaluate(Plan(("se",), clips=0, pass_over=True))) == []
     with pytest.raises(UserError):
         next(iter(evaluator.evaluate(Plan(("se",), clips=0))))
+
+
+def test_a_host_that_can_only_decode_evaluates(run: RunConfig, model: MultiScaleTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str, options: dict[str, object]) -> SimpleNamespace:
+        if name != "codec":
+            raise UserError(f"tokenizer {name} needs a package that a GPU host lacks")
+        return SimpleNamespace(name="codec", version="1", decode=Codec().decode)
+
+    monkeypatch.setattr(inputs, "make_tokenizer", make)
+    recorded = {view: {"name": name, "options": {}, "version": f"{name}/1"} for view, name in (("audio", "codec"), ("phone", "phones"))}
+    (found,) = Evaluator(model, run, VOCABULARY, recorded).evaluate(Plan(("tts",), clips=2, rows=2, measures=()))
+    assert len(found.codes) == 2 and all(len(clip["resynthesis"]) > 0 for clip in found.audio.values())
 
 
 def test_likelihood_is_that_of_the_logits(run: RunConfig, model: MultiScaleTransformer) -> None:
