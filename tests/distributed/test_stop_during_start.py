@@ -10,18 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_train_command import children_of, finish, folder, is_alive, start, wait_for  # noqa: F401 - folder is a fixture
+from test_train_command import children_of, finish, folder, handles, is_alive, start, wait_for  # noqa: F401 - folder is a fixture
 
 from uniaudio.pretrain.starting import SAVED, stop_at_once
 
 LINE = "asked to stop before the first step: nothing was trained, and checkpoints are as they were; the same command starts again"
-
-
-def handles(pid: int, number: int) -> bool:
-    """Whether the process has a handler of this signal."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

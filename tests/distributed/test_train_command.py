@@ -80,6 +80,21 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler of this signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_a_crash_in_native_code_says_where(folder: Path) -> None:
+    process = start(folder, "crashed")
+    wait_for(lambda: handles(process.pid, signal.SIGSEGV), process)
+    process.send_signal(signal.SIGSEGV)
+    code, errors = finish(process)
+    assert code == -signal.SIGSEGV and "Fatal Python error: Segmentation fault" in errors and 'File "' in errors
+
+
 @pytest.mark.slow
 def test_killed_then_resumed_equals_uninterrupted(folder: Path) -> None:
     code, errors = finish(start(folder, "whole"))
