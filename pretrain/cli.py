@@ -30,7 +30,7 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
     Example: uniaudio train paper_1b data.shards=shards parallel.data_parallel_size=8 optim.lr=3e-4
     """
     launch.die_with_parent()
-    faulthandler.enable()  # a crash in a library's native code would end the process without a word
+    faulthandler.enable(file=2)  # standard error: a crash in native code of a library would end the process without a word
     if profile:
         overrides = (*overrides, "train.profile=true")
     with stop_at_once() as started:
