@@ -2,7 +2,10 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,8 +122,9 @@ def test_a_resumed_file_drops_what_lies_behind_the_checkpoint_and_torn_lines(tmp
     assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1 / 3}], "floats come back exactly"
 
 
-def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "metrics.jsonl"
+@contextmanager
+def two_lines_on_a_full_disk(path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[MetricsFile, Any]]:
+    """A file that was given two lines without room for them, and its handle on a disk that has room; what is logged is caught."""
     file = MetricsFile(path, resume_step=0)
     disk = file._handle
     logging.getLogger("uniaudio").addHandler(caplog.handler)
@@ -128,7 +132,14 @@ def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pyt
         file._handle = full
         file.write(1, {"loss": 1.0})
         file.write(2, {"loss": 2.0})
+        yield file, disk
     logging.getLogger("uniaudio").removeHandler(caplog.handler)
+
+
+def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with two_lines_on_a_full_disk(path, caplog) as (file, disk):
+        pass
     assert [record.message for record in caplog.records] == [
         f"{path} cannot be written (No space left on device); its lines are kept in memory"
     ]
@@ -141,18 +152,11 @@ def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize("room", [True, False])
 def test_lines_that_were_kept_are_tried_again_at_the_end(tmp_path: Path, room: bool, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path, resume_step=0)
-    disk = file._handle
-    logging.getLogger("uniaudio").addHandler(caplog.handler)
-    with Path("/dev/full").open("ab", buffering=0) as full:
-        file._handle = full
-        file.write(1, {"loss": 1.0})
-        file.write(2, {"loss": 2.0})
+    with two_lines_on_a_full_disk(path, caplog) as (file, disk):
         caplog.clear()
         if room:
             file._handle = disk
         file.close()
-    logging.getLogger("uniaudio").removeHandler(caplog.handler)
     disk.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == ([1, 2] if room else [])
     lost = [f"{path} lacks its last 2 lines: it cannot be written (No space left on device)"]
