@@ -65,3 +65,12 @@ def test_places_that_are_no_parameters_may_be_more(tmp_path: Path) -> None:
             check_model(folder, manifest, longer)
     manifest["config"]["model"]["positions"] = "time"
     check_model(folder, manifest, longer.model_copy(update={"positions": "time"}))
+
+
+@pytest.mark.parametrize("key", ["global_layers", "local_layers"])
+def test_a_model_of_fewer_layers_does_not_leave_weights_out(key: str, tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    model = load_config(RunConfig, "demo_cpu", folder="runs").model
+    fewer = model.model_copy(update={key: getattr(model, key) - 1})
+    with pytest.raises(UserError, match=rf"another model: model\.{key} \| seen: {getattr(fewer, key)} \| allowed: {getattr(model, key)} "):
+        check_model(folder, json.loads((folder / MANIFEST).read_text()), fewer)
