@@ -171,19 +171,25 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._unwritten = b""
-        self._open(resume_step)
+        if (came_to := self._open(resume_step)) > resume_step:
+            logger.warning(
+                "the training before came to step %d, or further: the steps behind %d were not saved and are trained again",
+                came_to, resume_step,
+            )  # fmt: skip
 
     def drop_after(self, step: int) -> None:
         """A training has gone back to this step: the lines behind it go."""
         self._handle.close()
         self._open(step)
 
-    def _open(self, resume_step: int) -> None:
+    def _open(self, resume_step: int) -> int:
+        """Begins behind `resume_step`; returns the last step that the file told of before, 0 for none."""
         written = self._path.read_bytes() if self._path.exists() else b""
         lines = (written + self._unwritten).splitlines(keepends=True)
         publish_bytes(self._path, b"".join(_up_to(resume_step, lines, self._path)))
         self._unwritten = b""
         self._handle = self._path.open("ab", buffering=0)
+        return next((step for line in reversed(lines) if (step := _step_of(line)) is not None), 0)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Appends a line. On a full disk it is kept for the next call: that is the checkpoint writer's to end a training for."""

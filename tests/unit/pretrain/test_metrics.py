@@ -122,6 +122,21 @@ def test_a_resumed_file_drops_what_lies_behind_the_checkpoint_and_torn_lines(tmp
     assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1 / 3}], "floats come back exactly"
 
 
+def test_steps_that_no_checkpoint_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    for step in (1, 2, 3):
+        file.write(step, {"loss": 1.0})
+    file.close()
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    logging.getLogger("uniaudio").addHandler(caplog.handler)
+    MetricsFile(path, resume_step=2).close()
+    MetricsFile(path, resume_step=2).close()
+    logging.getLogger("uniaudio").removeHandler(caplog.handler)
+    told = "the training before came to step 3, or further: the steps behind 2 were not saved and are trained again"
+    assert [record.message for record in caplog.records] == [told], "once: the second time all lines are of the checkpoint or before"
+
+
 @contextmanager
 def two_lines_on_a_full_disk(path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[MetricsFile, Any]]:
     """A file that was given two lines without room for them, and its handle on a disk that has room; what is logged is caught."""
