@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 
-from uniaudio.configs.finetune import FinetuneConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.log import get_logger
@@ -30,7 +29,7 @@ from uniaudio.pretrain.engine import Engine
 from uniaudio.pretrain.model.model import MultiScaleTransformer
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.named_state import MOMENTS, make_slot
-from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_model, find, published, recorded_run
+from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_finetune, check_model, check_vocabulary, find, published, recorded_run
 from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
 
 logger = get_logger("checkpoint")
@@ -140,7 +139,7 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
             fault = str(error)
         fault = next((text for text in engine.gather(fault) if text), None)
         if fault is None:
-            _check_finetune(path, manifest, engine)
+            check_finetune(path, manifest, engine.run.finetune)
             load_tensors(path, manifest, engine, vocabulary, optimizer=True)
             _restore_rng(path, manifest, engine)
             return Restored(manifest["step"], path, manifest)
@@ -174,12 +173,6 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     files.close()
 
 
-def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """UserError with both tables where the checkpoint numbers tokens differently."""
-    if manifest["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
-        vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
-
-
 def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """UserError where the checkpoint lacks one of these parameters (canonical name -> whole shape), or has it in another shape."""
     saved = {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
@@ -191,18 +184,6 @@ def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tup
                 allowed=shape,
                 remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
             )
-
-
-def _check_finetune(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
-    """UserError where the checkpoint froze or adapted other parameters: what it kept of the optimizer would not fit."""
-    saved, now = FinetuneConfig.model_validate(manifest["config"].get("finetune", {})), engine.run.finetune
-    if saved != now:
-        raise UserError(
-            f"checkpoint {path} was made with another section finetune",
-            seen=now.model_dump(exclude_defaults=True),
-            allowed=saved.model_dump(exclude_defaults=True),
-            remedy="go on with that, or start another train.output_dir from it by train.init_from",
-        )
 
 
 def _restore_rng(path: Path, manifest: dict[str, Any], engine: Engine) -> None:

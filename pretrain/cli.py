@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.log import get_logger
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.finished import finished_at
-from uniaudio.pretrain.recorded import require_same_model
+from uniaudio.pretrain.recorded import check_beginning
 from uniaudio.pretrain.starting import stop_at_once
 from uniaudio.signals import ignore_to_the_end
 
@@ -36,7 +36,7 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
     with stop_at_once() as started:
         config = load_config(RunConfig, run, folder="runs", overrides=overrides)
         launch.require_initial(config)
-        require_same_model(config)
+        check_beginning(config)
         with launch.only_training(config):
             if not launch.is_started() and (done := finished_at(config)):
                 get_logger("train").warning("nothing to do: %s is of a finished training and train.steps is %d", done, config.train.steps)

@@ -1,14 +1,16 @@
-"""Where checkpoints lie, and what their `manifest.json` says of the model: read without torch, so that another model is told at once."""
+"""Where checkpoints lie, and what their `manifest.json` says of model and tokens: read without torch, so that others are told at once."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from uniaudio.configs.finetune import FinetuneConfig
 from uniaudio.configs.flops import parameter_shapes
 from uniaudio.configs.load import validate
 from uniaudio.configs.model import ModelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.pretrain.data.vocabulary import Vocabulary, load_vocabulary
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -61,18 +63,37 @@ def _key(name: str) -> str:
     return "local_num_heads" if name == "local_heads" else name
 
 
-def require_same_model(run: RunConfig) -> None:
-    """Before long work: `check_model` of what the run would resume from, else begin with. What cannot be read is left to who loads it."""
+def check_vocabulary(path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """UserError with both tables where the checkpoint numbers tokens differently."""
+    if manifest["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
+        vocabulary.require_same(Vocabulary.from_table(manifest["vocabulary"]["table"]), what=f"checkpoint {path}")
+
+
+def check_finetune(path: Path, manifest: dict[str, Any], finetune: FinetuneConfig) -> None:
+    """UserError where the checkpoint froze or adapted other parameters: what it kept of the optimizer would not fit."""
+    saved = FinetuneConfig.model_validate(manifest["config"].get("finetune", {}))
+    if saved != finetune:
+        raise UserError(
+            f"checkpoint {path} was made with another section finetune",
+            seen=finetune.model_dump(exclude_defaults=True),
+            allowed=saved.model_dump(exclude_defaults=True),
+            remedy="go on with that, or start another train.output_dir from it by train.init_from",
+        )
+
+
+def check_beginning(run: RunConfig) -> None:
+    """Before long work: what the run would resume from, else begin with, fits it. What cannot be read is left to who loads it."""
     root = Path(run.train.output_dir) / "checkpoints"
-    paths = published(root) if run.train.resume else []
-    if not paths and run.train.init_from:
-        paths = [find(Path(run.train.init_from))]
-    if not paths:
-        return
-    try:
-        manifest = json.loads((paths[-1] / MANIFEST).read_text(encoding="utf-8"))
-        readable = manifest["format"] == FORMAT and isinstance(manifest["config"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if readable:
-        check_model(paths[-1], manifest, run.model)
+    resumed = published(root)[-1:] if run.train.resume else []
+    for path in resumed or ([find(Path(run.train.init_from))] if run.train.init_from else []):
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            readable = manifest["format"] == FORMAT and isinstance(manifest["config"], dict) and "fingerprint" in manifest["vocabulary"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if not readable:
+            return
+        check_model(path, manifest, run.model)
+        if resumed:  # what a run begins with may be of a smaller vocabulary, and has no optimizer
+            check_vocabulary(path, manifest, load_vocabulary(run.model.vocabulary, run.model.num_codebooks))
+            check_finetune(path, manifest, run.finetune)

@@ -11,6 +11,7 @@ from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain import cli
+from uniaudio.pretrain.data.vocabulary import load_vocabulary
 from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_model
 
 
@@ -19,7 +20,9 @@ def save(output_dir: Path) -> Path:
     run = load_config(RunConfig, "demo_cpu", folder="runs", overrides=["train.resume=false"])
     folder = output_dir / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "config": run.model_dump(mode="json")}))
+    vocabulary = load_vocabulary(run.model.vocabulary, run.model.num_codebooks)
+    numbering = {"fingerprint": vocabulary.fingerprint, "table": vocabulary.to_table()}
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "config": run.model_dump(mode="json"), "vocabulary": numbering}))
     return folder
 
 
@@ -45,6 +48,23 @@ def test_every_key_that_differs_is_told_before_the_work(how: str, tmp_path: Path
     with pytest.raises(UserError, match=re.escape(message)):
         begin(monkeypatch, *place, f"model.width={2 * saved.width}", f"model.global_layers={saved.global_layers + 1}")
     assert begin(monkeypatch, *place, "optim.lr=1e-5")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.vocabulary=released", "was made with another vocabulary: "),
+        ("finetune.lora={rank: 4}", "was made with another section finetune | seen: {'lora': {'rank': 4}} | allowed: {} |"),
+    ],
+)
+def test_other_tokens_and_other_adapters_are_told_before_a_resume_and_may_begin_with_its_weights(
+    override: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "old")
+    whole = [f"train.init_from={tmp_path / 'old'}", "parallel.tensor_parallel_size=1", override]
+    with pytest.raises(UserError, match=re.escape(f"checkpoint {folder} {told}")):
+        begin(monkeypatch, *whole, f"train.output_dir={tmp_path / 'old'}")
+    assert begin(monkeypatch, *whole, f"train.output_dir={tmp_path / 'new'}")
 
 
 def test_what_cannot_be_read_or_is_not_resumed_is_left_to_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
