@@ -25,7 +25,8 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
     """Train by a config (a YAML file, or the name of a shipped one), resuming where OUT/checkpoints holds a checkpoint.
 
     One plain command starts all processes of the layout on this machine; under torchrun or Slurm it joins those that were started.
-    One training writes into an output folder at a time. Exit code 75: stopped by SIGTERM or SIGUSR1 and saved; the same command goes on.
+    One training writes into an output folder at a time. Exit code 75: stopped by SIGTERM, SIGUSR1, SIGHUP
+    or Ctrl-C, and saved; the same command goes on.
 
     Example: uniaudio train paper_1b data.shards=shards parallel.data_parallel_size=8 optim.lr=3e-4
     """

@@ -24,7 +24,7 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.lock import only_writer
 from uniaudio.pretrain.starting import SAVED, say_nothing_trained
-from uniaudio.signals import SIGNALS
+from uniaudio.signals import WITH_CTRL_C
 
 PARENT = "UNIAUDIO_PARENT_PID"
 FAULTS = "UNIAUDIO_FAULTS"
@@ -130,7 +130,7 @@ def report_fault(error: UserError) -> bool:
 def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], None] = lambda: None) -> int:
     """Runs `python -m uniaudio ARGUMENTS` once a rank on this machine and waits; returns the exit code.
 
-    The first process that fails ends the others. SIGTERM and SIGUSR1 are passed on, from when `started` is called.
+    The first process that fails ends the others. Signals that ask to stop are passed on, from when `started` is called.
 
     Raises:
         UserError: the one that a child reported.
@@ -147,7 +147,7 @@ def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], No
             for child in children:
                 child.send_signal(number)
 
-        previous = {number: signal.signal(number, forward) for number in SIGNALS}
+        previous = {number: signal.signal(number, forward) for number in WITH_CTRL_C}
         started()
         grace = 0.0
         try:

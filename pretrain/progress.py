@@ -1,5 +1,7 @@
 """The progress bar of a training, on standard error, where that is a terminal."""
 
+from contextlib import suppress
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -32,4 +34,5 @@ class Progress:
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        self._bar.stop()
+        with suppress(OSError):  # the terminal is gone
+            self._bar.stop()

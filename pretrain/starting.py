@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from uniaudio.log import get_logger
-from uniaudio.signals import SIGNALS
+from uniaudio.signals import WITH_CTRL_C
 
 SAVED = 75  # exit code where a signal ended a training and nothing is lost: sysexits.h EX_TEMPFAIL, schedulers queue the job again
 _DONE = 0  # what ends the thread; no signal has this number
@@ -21,7 +21,7 @@ _DONE = 0  # what ends the thread; no signal has this number
 
 @contextmanager
 def stop_at_once() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGUSR1 end this process until the function that is given is called; from then on they are others' to handle, and
+    """A signal that asks to stop ends this process until the function that is given is called; from then on they are others' to handle, and
     ignored where these have given them back: the training is over and the process about to end. In the main thread alone.
     """
     over = False
@@ -33,7 +33,7 @@ def stop_at_once() -> Iterator[Callable[[], None]]:
 
     def watch() -> None:
         while (number := os.read(reader, 1)[0]) != _DONE:
-            if number in SIGNALS and not over:
+            if number in WITH_CTRL_C and not over:
                 say_nothing_trained()
                 os._exit(SAVED)
 
@@ -41,7 +41,7 @@ def stop_at_once() -> Iterator[Callable[[], None]]:
         nonlocal over
         over = True
 
-    previous = {number: signal.signal(number, ignore) for number in SIGNALS}
+    previous = {number: signal.signal(number, ignore) for number in WITH_CTRL_C}
     noted = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, name="stop at once", daemon=True)
     thread.start()

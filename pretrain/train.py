@@ -35,7 +35,7 @@ from uniaudio.pretrain.progress import Progress
 from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
 from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
 from uniaudio.pretrain.watchdog import Watchdog
-from uniaudio.signals import stop_requests
+from uniaudio.signals import WITH_CTRL_C, stop_requests
 
 logger = get_logger("train")
 
@@ -146,7 +146,7 @@ def train(run: RunConfig, *, started: Callable[[], None] = lambda: None) -> int:
     identity = Identity(run, vocabulary, None, git_commit(), shard_tokenizers(local_folder(run.data.folders[0], run.data)))
     watchdog = Watchdog(layout.rank, layout.world_size)
     engine.greatest(0)  # a rank that a signal ends in its start is not waited for by one that would save
-    with stop_requests() as came:
+    with stop_requests(WITH_CTRL_C) as came:
         started()
         try:
             code = _fit(engine, identity, loaders, restored, watchdog, came)

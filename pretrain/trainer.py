@@ -5,6 +5,7 @@ that are equal on all of them.
 """
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Collection
@@ -297,6 +298,7 @@ class Trainer:
                 spike, self._spikes.limit,
             )  # fmt: skip
         elif self.step > self._saved:
+            logger.info("asked to stop: saving step %d", self.step)
             self._save()
         self._writer.wait()
         self._watchdog.close()
@@ -305,5 +307,6 @@ class Trainer:
             return PREEMPTED
         goes_on = f"step {self._saved} is saved; the same command goes on from there"
         begins = "no step is saved; the same command begins again"
-        logger.warning("asked to stop: %s (exit code %d)", goes_on if self._saved else begins, PREEMPTED)
+        level = logging.INFO if self.engine.layout.rank else logging.WARNING  # rank 0 speaks for all
+        logger.log(level, "asked to stop: %s (exit code %d)", goes_on if self._saved else begins, PREEMPTED)
         return PREEMPTED

@@ -83,7 +83,7 @@ class Flow:
 
         Raises:
             UserError: a fault that more tries do not mend; what `report` raises.
-            Stopped: SIGTERM or SIGUSR1 came (Ray's own handler would abort with a trace).
+            Stopped: a signal asked for it (Ray's own handler would abort with a trace).
         """
         with stop_requests() as came:
             return self._run(came)

@@ -17,7 +17,7 @@ from uniaudio.pretrain.data.batch import Batch
 from uniaudio.pretrain.data.dataset import BatchAssembler
 from uniaudio.pretrain.data.documents import Rows, join
 from uniaudio.pretrain.data.memory import SharedMemory, Slot
-from uniaudio.signals import SIGNALS
+from uniaudio.signals import WITH_CTRL_C
 
 _FRAMES_TOGETHER = 2**18
 _MOST_TOGETHER = 8
@@ -79,7 +79,7 @@ class Alone:
 
 def _let_the_trainer_stop(worker: int) -> None:
     """Schedulers (and `timeout`) signal every process of a job; the trainer saves first, and takes a worker's death for a fault."""
-    for number in (*SIGNALS, signal.SIGINT):
+    for number in WITH_CTRL_C:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,15 +1,19 @@
 """`uniaudio train` as a user starts it: two processes by one command, killed, preempted, resumed; and its faults as one line."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import sqlite3
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,10 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, *overrides: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "uniaudio", "train", str(folder / "run.yaml"), f"train.output_dir={folder / name}", *overrides]
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")}
-    return subprocess.Popen(command, env={**environment, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    return subprocess.Popen(command, env={**environment, "OMP_NUM_THREADS": "1"}, text=True, **options)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -154,30 +159,54 @@ def test_killed_then_resumed_on_more_ranks_reads_the_same_documents(folder: Path
 
 
 @pytest.mark.slow
-def test_two_processes_by_one_command_save_on_sigterm(folder: Path) -> None:
+def test_two_processes_by_one_command_save_on_ctrl_c(folder: Path) -> None:
     process = start(folder, "preempted", "parallel.tensor_parallel_size=2", "train.steps=100000", "train.save_every=100000")
     wait_for(lambda: (folder / "preempted" / "metrics.jsonl").exists() and bool(losses(folder, "preempted")), process)
     assert len(children_of(process)) == 2
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     code, errors = finish(process)
     assert code == 75, errors
     last = losses(folder, "preempted")[-1][0]
-    assert f"asked to stop: step {last} is saved" in errors
+    assert errors.count("is saved; the same command goes on") == 1 and f"asked to stop: step {last} is saved" in errors
     assert (folder / "preempted" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
 
 
-def test_a_signal_to_every_process_of_the_job_lets_the_trainer_save(folder: Path) -> None:
-    """Slurm sends it to all of them, the loader's workers too."""
-    process = start(folder, "all", "data.workers=2", "train.steps=100000", "train.save_every=100000", "train.evaluate_every=2")
-    wait_for(lambda: (folder / "all" / "metrics.jsonl").exists() and len(losses(folder, "all")) > 2, process)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_every_process_of_the_job_lets_the_trainer_save(folder: Path, number: int) -> None:
+    """Slurm sends it to all of them, the loader's workers too, and a terminal Ctrl-C and its own end."""
+    name = f"all-{number}"
+    process = start(folder, name, "data.workers=2", "train.steps=100000", "train.save_every=100000", "train.evaluate_every=2")
+    wait_for(lambda: (folder / name / "metrics.jsonl").exists() and len(losses(folder, name)) > 2, process)
     workers = children_of(process)
     assert len(workers) >= 2
     for pid in (*workers, process.pid):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
     code, errors = finish(process)
     assert code == 75 and "Traceback" not in errors and "DataLoader worker" not in errors, errors
-    assert f"asked to stop: step {losses(folder, 'all')[-1][0]} is saved" in errors
+    assert f"asked to stop: step {losses(folder, name)[-1][0]} is saved" in errors
     assert not any(map(is_alive, workers))
+
+
+def test_a_terminal_that_is_gone_takes_nothing_along(folder: Path) -> None:
+    """Its end is a SIGHUP, and what is written to it fails from then on: the progress bar's lines too."""
+    mine, terminal = pty.openpty()
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    process = start(folder, "gone", "train.steps=100000", "train.save_every=100000", **streams, preexec_fn=_take_terminal)
+    os.close(terminal)
+    bar = b""
+    while b"loss" not in bar:
+        bar = bar[-64:] + os.read(mine, 4096)
+    os.close(mine)
+    assert process.wait(timeout=120) == 75
+    last = losses(folder, "gone")[-1][0]
+    assert (folder / "gone" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        assert store.execute("select status from runs where name = 'gone'").fetchone() == ("KILLED",)
+
+
+def _take_terminal() -> None:
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
