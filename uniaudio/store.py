@@ -109,11 +109,14 @@ class StoredRun:
         if run_id is None:
             return None
         try:
-            self._client.get_run(run_id)
+            deleted = self._client.get_run(run_id).info.lifecycle_stage == "deleted"
         except mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             logger.warning("the MLflow run %s is not in %s; a new run is made", run_id, shown(self.uri))
+            return None
+        if deleted:
+            logger.warning("the MLflow run %s was deleted in %s; a new run is made", run_id, shown(self.uri))
             return None
         self._client.update_run(run_id, status="RUNNING")
         return run_id
@@ -122,6 +125,9 @@ class StoredRun:
         known = self._client.get_experiment_by_name(experiment)
         if known is None:
             experiment_id = self._client.create_experiment(experiment, artifact_location=artifact_root(self.uri))
+        elif known.lifecycle_stage == "deleted":
+            remedy = f"`mlflow experiments restore --experiment-id {known.experiment_id}`, or another name"
+            raise UserError("the MLflow experiment was deleted", seen=f"{experiment} in {shown(self.uri)}", remedy=remedy)
         else:
             experiment_id = known.experiment_id
         tags = {"resumed_from": resumed_from} if resumed_from else {}

@@ -82,6 +82,22 @@ def test_a_resumed_run_continues_and_keeps_everything(folder: Path) -> None:
     lost = open_run(folder / "run", "0" * 32)
     assert lost.run_id != first.run_id
     assert lost._client.get_run(lost.run_id).data.tags["resumed_from"] == "0" * 32
+    lost._client.delete_run(lost.run_id)
+    again = open_run(folder / "run", lost.run_id)
+    assert again.run_id != lost.run_id, "as one that is not there"
+    again.finish("FINISHED")
+
+
+def test_a_deleted_experiment_is_one_line_with_what_to_do(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run")
+    run.finish("KILLED")
+    [experiment] = [each for each in run._client.search_experiments() if each.name != "Default"]
+    run._client.delete_experiment(experiment.experiment_id)
+    number, restore = experiment.experiment_id, "remedy: `mlflow experiments restore --experiment-id"
+    told = rf"experiment was deleted \| seen: {experiment.name} in .*mlflow.db \| {restore} {number}`"
+    for run_id in (None, run.run_id):
+        with pytest.raises(UserError, match=told):
+            open_run(tmp_path / "run", run_id)
 
 
 def test_artifacts_lie_beside_the_file_that_is_the_store_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
