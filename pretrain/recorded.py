@@ -55,7 +55,8 @@ def check_model(path: Path, manifest: dict[str, Any], model: ModelConfig) -> Non
             f"checkpoint {path} is of another model: {', '.join(f'model.{_key(name)}' for name in differ)}",
             seen=", ".join(str(getattr(model, name)) for name in differ),
             allowed=", ".join(str(getattr(saved, name)) for name in differ),
-            remedy="use the model section of the config it was made with (manifest.json), or another train.output_dir",
+            remedy="use the model section of the config it was made with (manifest.json), or begin anew: another train.output_dir, "
+            "no train.init_from",
         )
 
 
@@ -84,7 +85,11 @@ def check_finetune(path: Path, manifest: dict[str, Any], finetune: FinetuneConfi
 def check_beginning(run: RunConfig) -> None:
     """Before long work: what the run would resume from, else begin with, fits it. What cannot be read is left to who loads it."""
     root = Path(run.train.output_dir) / "checkpoints"
-    resumed = published(root)[-1:] if run.train.resume else []
+    resumed = published(root)[-1:]
+    if resumed and not run.train.resume:
+        raise UserError(
+            "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
+        )
     for path in resumed or ([find(Path(run.train.init_from))] if run.train.init_from else []):
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))

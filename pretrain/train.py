@@ -188,10 +188,6 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
     if restored:
         logger.info("resumed from %s", restored.path)
         _tell_differences(run, restored)
-    elif checkpoint.published(root) and not run.train.resume:
-        raise UserError(
-            "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
-        )
     elif run.train.init_from:
         path = load_initial(Path(run.train.init_from), engine, vocabulary)
         logger.info("weights from %s", path)

@@ -67,10 +67,11 @@ def test_other_tokens_and_other_adapters_are_told_before_a_resume_and_may_begin_
     assert begin(monkeypatch, *whole, f"train.output_dir={tmp_path / 'new'}")
 
 
-def test_what_cannot_be_read_or_is_not_resumed_is_left_to_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_must_not_be_resumed_is_told_and_what_cannot_be_read_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path)
     other = [f"train.output_dir={tmp_path}", "model.ffn_width=64"]
-    assert begin(monkeypatch, *other, "train.resume=false")
+    with pytest.raises(UserError, match=r"train\.resume is false and train\.output_dir holds checkpoints \| seen: "):
+        begin(monkeypatch, *other, "train.resume=false")
     (folder / MANIFEST).write_text("{")
     assert begin(monkeypatch, *other)
 
