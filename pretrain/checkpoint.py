@@ -32,6 +32,7 @@ from uniaudio.pretrain.parallel.named_state import MOMENTS, make_slot
 from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_finetune, check_model, check_vocabulary, find, published, recorded_run
 from uniaudio.pretrain.tensor_file import TensorFiles, file_digest
 
+_NEEDED = ("step", "config", "vocabulary", "files", "parameters")  # of a manifest, and none of them empty
 logger = get_logger("checkpoint")
 
 
@@ -93,13 +94,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder; DamagedCheckpoint where it cannot be read, UserError for a newer format."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        format_number, _ = manifest["format"], manifest["files"]
+        format_number = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{MANIFEST}: {error}") from error
     if format_number != FORMAT:
         raise UserError(
             f"checkpoint {path} has another format", seen=format_number, allowed=FORMAT, remedy="use the version of uniaudio that wrote it"
         )
+    if lost := [key for key in _NEEDED if manifest.get(key) in (None, {})]:
+        raise DamagedCheckpoint(f"{MANIFEST}: without {', '.join(lost)}")
     return manifest
 
 
@@ -134,6 +137,8 @@ def restore(root: Path, engine: Engine, vocabulary: Vocabulary) -> Restored | No
         fault, manifest = None, {}
         try:
             manifest = read_manifest(path)
+            if lost := [key for key in ("data_position", "mlflow_run_id") if key not in manifest]:
+                raise DamagedCheckpoint(f"{MANIFEST}: without {', '.join(lost)}")
             verify(path, manifest, share=engine.layout.rank, shares=engine.layout.world_size)
         except DamagedCheckpoint as error:
             fault = str(error)
@@ -169,8 +174,20 @@ def load_tensors(path: Path, manifest: dict[str, Any], engine: Engine, vocabular
     read, keys = (read_cut, ("weight", "master", *MOMENTS)) if optimizer else (read_merged, ("weight", "master"))
     for slot in slots:
         tensors = {key: read(files, manifest, slot, key) for key in keys}
+        if optimizer and slot.trained and tensors[MOMENTS[0]] is None:
+            raise weights_alone(path, "a training cannot go on from it")
         engine.state.write(slot, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     files.close()
+
+
+def weights_alone(path: Path, so: str) -> UserError:
+    """For what needs the state of the optimizer, of a checkpoint or an export that lacks it."""
+    return UserError(
+        f"{path} holds weights without the state of the optimizer: {so}",
+        seen="an export",
+        allowed="a checkpoint of a training",
+        remedy="begin with its weights: train.init_from, and another train.output_dir",
+    )
 
 
 def check_parameters(path: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

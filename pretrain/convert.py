@@ -20,11 +20,13 @@ def convert_checkpoint(source: Path, out: Path) -> Path:
     """Writes a checkpoint, or a run's newest, below `out` as a run's folder with one checkpoint; returns that checkpoint's folder.
 
     Raises:
-        UserError: no whole checkpoint there, or something at `out`.
+        UserError: no whole checkpoint there, an export, or something at `out`.
     """
     require_free(out)
     path = checkpoint.find(source)
     manifest = checkpoint.whole_manifest(path, prefixes=("",))
+    if not any(name.startswith("optimizer-") for name in manifest["files"]):
+        raise checkpoint.weights_alone(path, "there is nothing to go on from")
     run = checkpoint.recorded_run(path, manifest)
     slots = model_slots(run.model, Vocabulary.from_table(manifest["vocabulary"]["table"]), run.finetune)
     checkpoint.check_parameters(path, manifest, {slot.name: slot.shape for slot in slots})

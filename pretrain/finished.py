@@ -23,11 +23,11 @@ def finished_at(run: RunConfig) -> Path | None:
     """
     output_dir = Path(run.train.output_dir)
     record = _read_json(output_dir / _RECORD)
-    if not run.train.resume or record is None or record.get("step", 0) < run.train.steps:
+    if not run.train.resume or record is None or _step(record) < run.train.steps:
         return None
     manifests = sorted((output_dir / "checkpoints").glob("step-*[0-9]/manifest.json"))
     manifest = _read_json(manifests[-1]) if manifests else None
-    if manifest is None or manifest.get("step", 0) < run.train.steps:
+    if manifest is None or _step(manifest) < run.train.steps:
         return None
     now, before = run.model_dump(mode="json"), manifest.get("config", {})
     same = before.get("model") == now["model"] and before.get("data", {}).get("tasks") == now["data"]["tasks"]
@@ -35,6 +35,11 @@ def finished_at(run: RunConfig) -> Path | None:
     sizes = {folder / name: entry.get("bytes") for name, entry in manifest.get("files", {}).items()}
     whole = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     return folder if same and whole else None
+
+
+def _step(content: dict[str, Any]) -> int:
+    step = content.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from uniaudio.errors import UserError
 from uniaudio.pretrain import checkpoint
 from uniaudio.pretrain.checkpoint import find, load_model, published
 from uniaudio.pretrain.convert import convert_checkpoint
+from uniaudio.pretrain.export import export_checkpoint
 
 FIVE_AFTER_THREE: dict[str, dict[str, Any]] = {
     "one": {},
@@ -130,6 +131,23 @@ def test_converted_checkpoint_is_whole_and_goes_on(saved: Callable[[str], tuple[
         convert_checkpoint(folder, tmp_path / "converted")
 
 
+def test_an_export_is_nothing_to_go_on_from(saved: Callable[[str], tuple[Path, list[float]]], tmp_path: Path) -> None:
+    """Its moments would be zeros, and the data would begin again, without a word."""
+    folder, _ = saved("one")
+    export_checkpoint(folder, tmp_path / "export")
+    told = r"holds weights without the state of the optimizer: {} \| .* remedy: begin with its weights: train\.init_from"
+    with pytest.raises(UserError, match=told.format("there is nothing to go on from")):
+        convert_checkpoint(tmp_path / "export", tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    shutil.copytree(published(folder / "checkpoints")[0], path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("optimizer-")}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AssertionError, match=told.format("a training cannot go on from it")):
+        go(tmp_path / "run", "rest", {}, stop=5, resume=True)
+
+
 # ---- faults ----
 
 
@@ -149,11 +167,18 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["weights-pp00-tp00-000.safetensors", "optimizer-pp00-tp00-000.safetensors", "manifest.json"])
+LOST = ["data_position", "vocabulary", "files"]  # of the manifest
+
+
+@pytest.mark.parametrize("file", ["weights-pp00-tp00-000.safetensors", "optimizer-pp00-tp00-000.safetensors", "manifest.json", *LOST])
 def test_damaged_newest_falls_back_to_the_one_before(file: str, two_saved: Path) -> None:
     broken = two_saved / "checkpoints" / "step-00000004" / file
     if file == "manifest.json":
         broken.write_text(broken.read_text()[:-20])
+    elif file in ("data_position", "vocabulary", "files"):
+        manifest = json.loads((broken.parent / "manifest.json").read_text())
+        manifest.pop(file)
+        (broken.parent / "manifest.json").write_text(json.dumps(manifest))
     else:
         flip_byte(broken)
     assert go(two_saved, "again", {}, stop=4, resume=True)["start"] == 3

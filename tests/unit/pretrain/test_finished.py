@@ -43,6 +43,7 @@ def test_more_steps_or_another_model_are_work(tmp_path: Path, checkpoint: Path, 
         lambda folder: (folder / "weights.safetensors").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{"),
         lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder.parents[1] / "finished.json").write_text('{"step": "x"}'),
         lambda folder: (folder.parents[1] / "finished.json").unlink(),  # killed between the last checkpoint and the end
     ],
 )
