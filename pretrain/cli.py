@@ -63,3 +63,7 @@ def _train(config: RunConfig, command: list[str], started: Callable[[], None]) -
         if not launch.report_fault(error):
             raise
         return 2
+    except Exception:
+        if not launch.another_has_failed():  # who has said why
+            raise
+        return 2

@@ -23,6 +23,7 @@ from uniaudio.configs.parallel import ParallelConfig
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.lock import only_writer
+from uniaudio.log import get_logger
 from uniaudio.pretrain.recorded import published
 from uniaudio.pretrain.starting import SAVED, say_nothing_trained
 from uniaudio.signals import WITH_CTRL_C
@@ -30,8 +31,10 @@ from uniaudio.signals import WITH_CTRL_C
 PARENT = "UNIAUDIO_PARENT_PID"
 FAULTS = "UNIAUDIO_FAULTS"
 GRACE_SECONDS = 60.0  # for the others to end after one has saved
+NOTICE_SECONDS = 1.0  # for the parent to see that a rank is dead
 FAULT_SECONDS = 5.0  # for the others to report the same fault; more than that and they wait for the dead
 _PR_SET_PDEATHSIG = 1
+logger = get_logger("launch")
 
 
 def describe(parallel: ParallelConfig) -> str:
@@ -133,6 +136,20 @@ def report_fault(error: UserError) -> bool:
     return True
 
 
+def another_has_failed() -> bool:
+    """A child of `spawn`, in a fault: has another rank reported one, or been killed? Then this one only lacks its partner.
+
+    Waits a moment for the parent to notice: the connection breaks sooner.
+    """
+    folder = os.environ.get(FAULTS)
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while folder is not None and time.monotonic() < deadline:
+        if any(Path(folder).iterdir()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], None] = lambda: None) -> int:
     """Runs `python -m uniaudio ARGUMENTS` once a rank on this machine and waits; returns the exit code.
 
@@ -161,10 +178,15 @@ def spawn(arguments: Sequence[str], world_size: int, *, started: Callable[[], No
                 children.append(subprocess.Popen(command, env={**os.environ, **_environment(rank, world_size, port), **shared}))
             if asked:  # before there were children to tell
                 forward(asked[0])
-            code = _wait(children)
+            rank, code = _wait(children)
             if code - 128 in asked:  # it died of the signal: it was not yet so far as to handle it
                 say_nothing_trained()
                 code = SAVED
+            elif code > 128:
+                Path(faults, "killed").touch()
+                cause = signal.Signals(code - 128).name
+                text = "rank %d (pid %d) was ended by %s, so all end; the same command goes on from the newest checkpoint"
+                logger.error(text, rank, children[rank].pid, cause)
             if code == SAVED:  # a signal to one rank, during the start: the others wait for it
                 forward(signal.SIGTERM)
             grace = GRACE_SECONDS if code == SAVED else FAULT_SECONDS
@@ -212,15 +234,16 @@ def free_port() -> int:
         return port
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """Until all have ended, or one has failed: its exit code (128 + signal where a signal killed it)."""
+def _wait(children: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Until all have ended, or one has failed: its rank and exit code (128 + signal where a signal killed it)."""
     while True:
         codes = [child.poll() for child in children]
-        failed = [code for code in codes if code]
+        failed = [(code, rank) for rank, code in enumerate(codes) if code]
         if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+            code, rank = min(failed)  # a signal's are negative: who was killed, before who noticed
+            return rank, code if code > 0 else 128 - code
         if all(code == 0 for code in codes):
-            return 0
+            return 0, 0
         time.sleep(0.05)
 
 

@@ -230,6 +230,26 @@ def test_signals_behind_the_save_change_no_exit_code(folder: Path, ranks: int) -
     assert code == 75 and "asked to stop" in said and "before the first step" not in errors, errors
 
 
+def test_a_rank_that_is_killed_is_named_and_ends_all(folder: Path) -> None:
+    process = start(folder, "killed", "parallel.data_parallel_size=2", "train.steps=100000")
+    wait_for(lambda: (folder / "killed" / "metrics.jsonl").exists() and bool(losses(folder, "killed")), process)
+    ranks = children_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    code, errors = finish(process)
+    assert code == 137 and "Traceback" not in errors, errors
+    assert f"rank 1 (pid {ranks[1]}) was ended by SIGKILL, so all end; the same command goes on" in errors
+    assert not any(map(is_alive, ranks))
+
+
+def test_a_fault_of_one_rank_is_one_line_of_all(folder: Path) -> None:
+    """The others only lack their partner: what they would say of it hides the cause."""
+    (folder / "spoilt").mkdir()
+    (folder / "spoilt" / "mlflow.db").write_bytes(b"no database" * 100)
+    code, errors = finish(start(folder, "spoilt/run", "parallel.data_parallel_size=2", "train.steps=100000"))
+    assert code == 2 and "Traceback" not in errors, errors
+    assert errors.strip().splitlines()[-1].startswith("uniaudio: error: the MLflow store cannot be used | seen: ")
+
+
 def test_ranks_die_with_the_command_that_started_them(folder: Path) -> None:
     process = start(folder, "orphans", "parallel.tensor_parallel_size=2")
     wait_for(lambda: len(children_of(process)) == 2, process)
