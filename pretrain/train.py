@@ -37,6 +37,11 @@ from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
 from uniaudio.pretrain.watchdog import Watchdog
 from uniaudio.signals import WITH_CTRL_C, stop_requests
 
+# Keys that decide which documents stand in which row (shards and tasks do too: with others a resume is refused).
+_ORDERING = (
+    "data.seed", "data.frames_per_row", "data.max_documents_per_row", "data.max_text_states_per_row", "data.shards_per_block",
+    "data.prompt_seconds", "data.too_long", "data.mix.",
+)  # fmt: skip
 logger = get_logger("train")
 
 
@@ -187,7 +192,8 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
     restored = checkpoint.restore(root, engine, vocabulary) if run.train.resume else None
     if restored:
         logger.info("resumed from %s", restored.path)
-        _tell_differences(run, restored)
+        if engine.layout.rank == 0:
+            _tell_differences(run, restored)
     elif run.train.init_from:
         path = load_initial(Path(run.train.init_from), engine, vocabulary)
         logger.info("weights from %s", path)
@@ -197,9 +203,14 @@ def _start_from(run: RunConfig, engine: Engine, vocabulary: Vocabulary) -> Resto
 def _tell_differences(run: RunConfig, restored: Restored) -> None:
     """What this run's config says differently from the checkpoint's."""
     before, now = flatten(checkpoint.recorded_run(restored.path, restored.manifest)), flatten(run)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key), now.get(key))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    for key in changed:
+        logger.warning("the checkpoint was made with %s=%s; now %s", key, before.get(key, "(unset)"), now.get(key, "(unset)"))
+    if reordered := [key for key in changed if key.startswith(_ORDERING)]:
+        logger.warning(
+            "%s: documents stand in another order now, and the checkpoint's place in the old one is kept: some come again, others late; "
+            "data.mix.schedule changes a mixture without that", ", ".join(reordered),
+        )  # fmt: skip
 
 
 def _require_order(restored: Restored, order: dict[str, str]) -> None:
