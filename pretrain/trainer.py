@@ -42,7 +42,7 @@ from uniaudio.pretrain.tracking import Tracker
 from uniaudio.pretrain.watchdog import Watchdog
 
 PREEMPTED = SAVED
-STOP, FAULT = 1, 2  # what a rank asks of all: save and leave; fail together
+STOP, LACK, FAULT = 1, 2, 3  # what a rank asks of all: save and leave; the same, its data cannot be made; fail together
 logger = get_logger("trainer")
 
 
@@ -101,7 +101,7 @@ class Trainer:
         """Trains; returns 0 at the last step, PREEMPTED after a signal. `came`: those that have come, noted elsewhere.
 
         Raises:
-            UserError: a loss that is not finite, or a checkpoint that cannot be written.
+            UserError: a loss that is not finite, a checkpoint that cannot be written, or data that cannot be used (after saving).
         """
         settings = self.run.train
         with ThreadPoolExecutor(1) as thread:
@@ -109,12 +109,14 @@ class Trainer:
             profiler = trace(Path(settings.output_dir) / "profile", self.engine.layout.rank) if settings.profile else None
             upcoming = self._load(ahead)
             while self.step < settings.steps:
-                asked = self.engine.greatest(FAULT if self._writer.failed else STOP if came else 0)
+                batches, lack = self._wait_for(upcoming)
+                asked = self.engine.greatest(FAULT if self._writer.failed else LACK if lack else STOP if came else 0)
                 if asked == FAULT:
                     self._writer.wait()  # raises
+                if asked == LACK:
+                    raise self._leave_without_data(lack)
                 if asked == STOP:
                     return self._leave()
-                batches = self._wait_for(upcoming)
                 self.step, self._begun = self.step + 1, True
                 upcoming = self._load(ahead)
                 self._train_step(batches)
@@ -149,13 +151,17 @@ class Trainer:
             self._speed.skip()
         return None
 
-    def _wait_for(self, upcoming: Callable[[], list[Batch]]) -> list[Batch]:
+    def _wait_for(self, upcoming: Callable[[], list[Batch]]) -> tuple[list[Batch], UserError | None]:
+        """The batches of the next step, or why this rank has none."""
         self._watchdog.enter(self.step + 1, "data")
-        before = time.perf_counter()
-        batches = upcoming()
+        before, batches, lack = time.perf_counter(), list[Batch](), None
+        try:
+            batches = upcoming()
+        except UserError as error:
+            lack = error
         self._data_seconds += time.perf_counter() - before
         self._watchdog.enter(self.step + 1, "step")
-        return batches
+        return batches, lack
 
     def _load(self, ahead: ThreadPoolExecutor | None) -> Callable[[], list[Batch]]:
         """What gives the batches of the next step; with `ahead` they are read meanwhile."""
@@ -290,18 +296,28 @@ class Trainer:
         self._writer.save(self.step, next_row=self.train.first_row(self.step), order=self.train.order, clock=self._clock.record())
         self._saved, self._rewinds = self.step, 0
 
-    def _leave(self) -> int:
-        """A signal has come to some rank: save what is not saved yet, but for weights behind a loss spike."""
+    def _settle(self, why: str) -> None:
+        """Before it leaves in the middle: saves what is not saved yet, but for weights behind a loss spike."""
         if spike := self._flush():
             logger.error(
                 "step %d: the loss is far above the recent ones (over %.4f); nothing behind the last checkpoint is saved",
                 spike, self._spikes.limit,
             )  # fmt: skip
         elif self.step > self._saved:
-            logger.info("asked to stop: saving step %d", self.step)
+            logger.info("%s: saving step %d", why, self.step)
             self._save()
         self._writer.wait()
         self._watchdog.close()
+
+    def _leave_without_data(self, lack: UserError | None) -> UserError:
+        """Some rank cannot make its share of the next step (`lack`: this one); its fault, on all ranks."""
+        self._settle("the data of the next step cannot be made")
+        texts = self.engine.gather(str(lack) if lack else "")
+        return lack or UserError(next(text for text in texts if text))
+
+    def _leave(self) -> int:
+        """A signal has come to some rank."""
+        self._settle("asked to stop")
         if not self._begun:
             say_nothing_trained()
             return PREEMPTED

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("uniaudio.pretrain.generate.cli", "generate", "Generate audio from a checkpoint."),
     "evaluate": ("uniaudio.pretrain.evaluation.cli", "evaluate", "Measure a checkpoint on held-out clips, task by task."),
     "web": ("uniaudio.pretrain.generate.web", "web", "Try a checkpoint in a browser on this machine."),
-    "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import the released weights, or export a checkpoint."),
+    "checkpoint": ("uniaudio.pretrain.checkpoint_cli", "checkpoint", "Import, convert or export a checkpoint."),
     "demo": ("uniaudio.demo", "demo", "Recordings -> farm -> training -> audio, and one table."),
     "submit": ("uniaudio.cluster.cli", "submit", "Start a run or a farm on a cluster."),
     "jobs": ("uniaudio.cluster.cli", "jobs", "List, follow and cancel what was submitted."),

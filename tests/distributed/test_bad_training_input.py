@@ -10,6 +10,7 @@ import pytest
 from command_line import uniaudio
 from random_shards import write_random_shards
 from small_disk import small_disk
+from test_train_command import finish, start
 
 CONFIG = """
 model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 2, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
@@ -80,6 +81,28 @@ def test_a_shard_with_a_flipped_byte_is_named(folder: Path, tmp_path: Path) -> N
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     code, errors = uniaudio(tmp_path / "results", "shards", "verify", str(shards))
     assert code == 1 and "train-000001: " in errors
+
+
+LAYOUTS = [["data.workers=2"], ["parallel.data_parallel_size=2", "data.rows_per_micro_batch=1"]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+def test_what_is_trained_is_saved_before_a_bad_shard_ends_it(folder: Path, tmp_path: Path, layout: list[str]) -> None:
+    """On every rank, whoever met it; once the shard is whole again the same command goes on as if nothing had been."""
+    shards, one_by_one = tmp_path / "shards", ["data.shards_per_block=1", "train.steps=30", "train.save_every=1000", *layout]
+    shutil.copytree(folder / "shards", shards)
+    assert finish(start(folder, str(tmp_path / "whole"), f"data.shards={shards}", *one_by_one))[0] == 0
+    first, second = (shards / f"train-{number:06d}.tar" for number in (1, 0))  # in the order of this seed
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-4096].replace(b"\0" * 16, b"\1" * 16, 1) + whole[-4096:])
+    command = [str(tmp_path / "run"), f"data.shards={shards}", *one_by_one]
+    code, errors = finish(start(folder, *command))
+    assert code == 2 and "Traceback" not in errors and second.name in errors.splitlines()[-1] and first.name not in errors, errors
+    [saved] = (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")
+    assert 0 < json.loads(saved.read_text())["step"] < 30
+    second.write_bytes(whole)
+    assert finish(start(folder, *command))[0] == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused_and_left_as_it_is(folder: Path) -> None:
