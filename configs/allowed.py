@@ -148,7 +148,7 @@ def _yaml(value: object) -> str:
 def _words(kind: Any, metadata: tuple[Any, ...] = ()) -> str:
     kind, metadata = _unwrap(Place((), kind, metadata))
     limits = [form.format(_digits(getattr(item, name))) for item in metadata for name, form in _BOUNDS.items() if hasattr(item, name)]
-    limits += [f"at least {item.min_length}" for item in metadata if getattr(item, "min_length", None)]
+    limits += ["not empty" if kind is str else f"at least {item.min_length}" for item in metadata if getattr(item, "min_length", None)]
     limits += [f"of the form {item.pattern}" for item in metadata if getattr(item, "pattern", None)]
     return ", ".join([_kind_words(kind, metadata), *limits]) + (" or null" if None in metadata else "")
 
@@ -182,4 +182,7 @@ def _plural(kind: Any) -> str:
     if kind in _SIMPLE and not metadata:
         return _SIMPLE[kind][1]
     words = _words(kind, metadata)
+    if kind in (int, float):
+        one, many = _SIMPLE[kind]
+        return words.replace(f"{one}, ", f"{many}, each ", 1)
     return f"any of {words}" if _literals(kind) else words.replace("a mapping", "mappings", 1).replace("a list", "lists", 1)

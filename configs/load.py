@@ -129,7 +129,7 @@ def _explain(kind: type[Section], error: ValidationError, tree: Any, source: str
     if seen is None:
         remedy = advise(place, seen) or f"write one behind it: {key}=VALUE"
         return UserError(f"{source}: {key} is empty{more}", seen="nothing (null)", allowed=describe(place), remedy=remedy)
-    shown = _shown(seen) or f"a {'mapping' if isinstance(seen, dict) else 'list'}"
+    shown = "empty text" if seen == "" else _shown(seen) or f"a {'mapping' if isinstance(seen, dict) else 'list'}"
     return UserError(f"{source}: {key}: not a value of this key{more}", seen=shown, allowed=describe(place), remedy=advise(place, seen))
 
 

@@ -1,6 +1,7 @@
 """`uniaudio plan`: what a training will need, before anything is started. Arithmetic on the config alone."""
 
 import json
+import math
 from dataclasses import asdict
 
 import click
@@ -11,6 +12,7 @@ from uniaudio.configs.load import load_config
 from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 
+WITHOUT_FP8 = {"A100"}
 GPU_MEMORY_GB = {"A100": 80.0, "H100": 80.0, "H200": 141.0, "B200": 180.0}
 
 
@@ -30,6 +32,21 @@ def plan(run: str, overrides: tuple[str, ...], gpu: str, gpus_per_node: int, pri
     if config.train.precision != "bf16":
         raise UserError(
             "a plan is of bf16 training on GPUs", seen=f"train.precision {config.train.precision}", remedy="set train.precision=bf16"
+        )
+    if price is not None and not math.isfinite(price):
+        raise UserError("--price is no price", seen=price, allowed="a number, at least 0")
+    if config.train.fp8 and gpu in WITHOUT_FP8:
+        raise UserError(
+            "train.fp8: this GPU has no products in 8 bits",
+            seen=gpu,
+            allowed=", ".join(name for name in PEAK_FLOPS if name not in WITHOUT_FP8),
+        )
+    if gpus_per_node % (tensor := config.parallel.tensor_parallel_size):
+        raise UserError(
+            "parallel.tensor_parallel_size does not divide the GPUs of a node: a tensor-parallel group lies within one",
+            seen=tensor,
+            allowed=", ".join(str(size) for size in range(1, gpus_per_node + 1) if gpus_per_node % size == 0),
+            remedy="another parallel.tensor_parallel_size or --gpus-per-node",
         )
     record = predict(config, gpu, gpus_per_node, price)
     if as_json:

@@ -204,6 +204,8 @@ def _check_finetune(run: RunConfig) -> None:
             allowed="1, 1, 0 to 2, false",
             remedy="spread it by parallel.data_parallel_size, or train all parameters",
         )
+    if tune.lora.rank > run.model.width:
+        raise UserError("finetune.lora.rank exceeds model.width", seen=tune.lora.rank, allowed=f"0 to {run.model.width}, best far below")
     names = list(parameter_shapes(run.model, 1))
     for key, patterns in (("freeze", tune.freeze), ("thaw", tune.thaw)):
         if strange := [pattern for pattern in patterns if not matching(names, pattern)]:

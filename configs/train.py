@@ -39,10 +39,13 @@ class TrainConfig(Section):
     )
     profile: bool = Field(False, description="write a trace of three steps below output_dir/profile")
     resume: bool = Field(True, description="continue from the newest checkpoint of output_dir where there is one")
-    init_from: str | None = Field(None, description="checkpoint or export whose weights to start from; the vocabulary may be larger")
-    experiment: str = "uniaudio"
+    init_from: str | None = Field(
+        None, min_length=1, description="checkpoint or export whose weights to start from; the vocabulary may be larger"
+    )
+    experiment: str = Field("uniaudio", min_length=1, description="of MLflow")
     threads: int | None = Field(
         None,
         ge=1,
+        le=4096,
         description="CPU threads of a process; default 1 beside a GPU (all for an optimizer on the host), else cores / processes",
     )

@@ -85,6 +85,12 @@ def set_threads(run: RunConfig, device: torch.device) -> None:
 def make_model(run: RunConfig, vocabulary: Vocabulary, layout: Layout, device: torch.device) -> MultiScaleTransformer:
     """The model of this rank, with the kernels of its device."""
     backend = choose_backend(run.model.kernels, device)
+    if run.model.attention != "kernels" and not (device.type == "cuda" and run.train.precision == "bf16"):
+        raise UserError(
+            f"model.attention={run.model.attention} needs CUDA and bf16",
+            seen=f"device {device.type}, train.precision {run.train.precision}",
+            remedy="set model.attention=kernels",
+        )
     products = ", products of the blocks in fp8" if run.train.fp8 else ""
     attention = backend if run.model.attention == "kernels" else run.model.attention
     logger.info("device %s, precision %s, kernels %s, global attention %s%s", device, run.train.precision, backend, attention, products)

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from uniaudio.errors import UserError
+from uniaudio.kernels.checks import interpreted
 from uniaudio.kernels.embedding import frame_embedding
 from uniaudio.kernels.fp8_linear import fp8_linear
 
@@ -30,9 +32,11 @@ FrameMode = Literal["sum", "concat"]
 
 
 def choose_backend(kernels: Literal["auto", "triton", "torch"], device: torch.device) -> Backend:
-    """`model.kernels` on this device: auto is triton on CUDA, torch elsewhere."""
+    """`model.kernels` on this device: auto is triton on CUDA, torch elsewhere; UserError where triton is asked for and cannot run."""
     if kernels == "auto":
         return "triton" if device.type == "cuda" else "torch"
+    if kernels == "triton" and device.type != "cuda" and not interpreted():
+        raise UserError("model.kernels=triton needs CUDA", seen=f"device {device.type}", remedy="set model.kernels=auto")
     return kernels
 
 

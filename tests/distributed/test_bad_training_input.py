@@ -1,6 +1,7 @@
 """What a user can get wrong before or during a training: one clear line, a non-zero exit, nothing lost."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,19 @@ def test_a_config_that_cannot_be_is_refused_before_anything_is_imported(override
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     [line] = done.stderr.splitlines()
     assert done.returncode == 2 and message in line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.attention=torch_varlen", "model.attention=torch_varlen needs CUDA and bf16 | seen: device cpu, train.precision fp32 | "),
+        ("model.kernels=triton", "model.kernels=triton needs CUDA | seen: device cpu | remedy: set model.kernels=auto"),
+    ],
+)
+def test_kernels_that_cannot_run_here_are_one_line(folder: Path, tmp_path: Path, override: str, message: str) -> None:
+    process = start(folder, str(tmp_path / "run"), override, env={**os.environ, "TRITON_INTERPRET": "0"})
+    code, errors = finish(process)
+    assert code == 2 and "Traceback" not in errors and message in errors.splitlines()[-1], errors
 
 
 @pytest.mark.parametrize(("key", "value", "was"), [("positions", "time", "learned"), ("num_heads", "4", "2"), ("gelu", "tanh", "exact")])

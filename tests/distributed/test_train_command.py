@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path, name: str, *overrides: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "uniaudio", "train", str(folder / "run.yaml"), f"train.output_dir={folder / name}", *overrides]
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")}
-    options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
-    return subprocess.Popen(command, env={**environment, "OMP_NUM_THREADS": "1"}, text=True, **options)
+    options = {"env": {**environment, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    return subprocess.Popen(command, text=True, **options)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -78,13 +78,13 @@ RUN = {"data": {"shards": "s", "tasks": ["tts"]}, "train": {"output_dir": "o", "
         (
             RunConfig,
             {**RUN, "optim": {"betas": [0.9]}},
-            "x: optim.betas: not a value of this key | seen: [0.9] | allowed: a list of 2 numbers"
+            "x: optim.betas: not a value of this key | seen: [0.9] | allowed: a list of 2 numbers, each at least 0, below 1"
             " | remedy: for example optim.betas=[0.9, 0.95], the default",
         ),
         (
             RunConfig,
             {**RUN, "train": {"output_dir": "o", "steps": 1, "init_from": 3}},
-            "x: train.init_from: not a value of this key | seen: 3 | allowed: text or null",
+            "x: train.init_from: not a value of this key | seen: 3 | allowed: text, not empty or null",
         ),
         (
             RunConfig,

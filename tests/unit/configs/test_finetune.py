@@ -26,6 +26,7 @@ def run(*overrides: str) -> RunConfig:
     ("overrides", "message"),
     [
         ((RANK, "train.init_from=null"), r"initial, random values \| seen: train.init_from none"),
+        (("finetune.lora.rank=100000",), r"finetune.lora.rank exceeds model.width \| seen: 100000 \| allowed: 0 to 1536"),
         ((RANK, "parallel.tensor_parallel_size=2"), r"whole weights \| seen: parallel.tensor_parallel_size 2, .*0 to 2, false"),
         ((RANK, "parallel.pipeline_parallel_size=2"), r"parallel.pipeline_parallel_size 2"),
         ((RANK, "parallel.zero_stage=3"), r"parallel.zero_stage 3"),

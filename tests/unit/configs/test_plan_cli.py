@@ -77,6 +77,22 @@ def test_more_gpus_are_faster_but_not_by_their_number() -> None:
     assert tensor["step_seconds"]["tensor_parallel"] > 0
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--price", "nan"], r"--price is no price \| seen: nan \| allowed: a number, at least 0"),
+        (["--gpu", "A100", "train.fp8=true"], r"this GPU has no products in 8 bits \| seen: A100 \| allowed: H100, H200, B200"),
+        (
+            ["--gpus-per-node", "6", "parallel.tensor_parallel_size=4"],
+            r"does not divide the GPUs of a node: .* \| seen: 4 \| allowed: 1, 2, 3, 6 ",
+        ),
+    ],
+)
+def test_what_no_machine_is_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(plan, [*ALONE, *words], catch_exceptions=False)
+
+
 def test_fp32_is_refused() -> None:
     with pytest.raises(UserError, match=r"a plan is of bf16 training on GPUs \| seen: train.precision fp32"):
         CliRunner().invoke(plan, ["demo_cpu", "data.shards=s"], catch_exceptions=False)
