@@ -49,7 +49,13 @@ def start(folder: Path, name: str, *overrides: str, **options: Any) -> subproces
     command = [sys.executable, "-m", "uniaudio", "train", str(folder / "run.yaml"), f"train.output_dir={folder / name}", *overrides]
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")}
     options = {"env": {**environment, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
-    return subprocess.Popen(command, text=True, **options)
+    return subprocess.Popen(command, text=True, **{"preexec_fn": _as_from_a_shell, **options})
+
+
+def _as_from_a_shell() -> None:
+    """These tests themselves may run under nohup, or in the background of a script, and what is ignored there is ignored by children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -204,7 +210,22 @@ def test_a_terminal_that_is_gone_takes_nothing_along(folder: Path) -> None:
         assert store.execute("select status from runs where name = 'gone'").fetchone() == ("KILLED",)
 
 
+def test_a_signal_that_is_ignored_at_the_start_stays_so(folder: Path) -> None:
+    process = start(folder, "nohup", "train.steps=100000", "train.save_every=100000", preexec_fn=_as_under_nohup)
+    wait_for(lambda: (folder / "nohup" / "metrics.jsonl").exists() and bool(losses(folder, "nohup")), process)
+    process.send_signal(signal.SIGHUP)
+    seen = losses(folder, "nohup")[-1][0]
+    wait_for(lambda: losses(folder, "nohup")[-1][0] > seen + 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 75
+
+
+def _as_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def _take_terminal() -> None:
+    _as_from_a_shell()
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
