@@ -5,7 +5,9 @@ rows a step has is the loader's business; neither the number of processes nor ho
 """
 
 import itertools
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,9 +80,22 @@ class Alone:
 
 
 def _let_the_trainer_stop(worker: int) -> None:
-    """Schedulers (and `timeout`) signal every process of a job; the trainer saves first, and takes a worker's death for a fault."""
+    """Schedulers (and `timeout`) signal every process of a job; the trainer saves first, and takes a worker's death for a fault.
+
+    A SIGTERM of the trainer's own does end it: that is how an interpreter that ends, after a fault say, gets rid of what it has not closed,
+    and it waits for that without end.
+    """
     for number in WITH_CTRL_C:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored cannot be waited for
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before there are other threads, which take the mask over
+    threading.Thread(target=_end_with_the_trainer, args=(os.getppid(),), name="trainer's end", daemon=True).start()
+
+
+def _end_with_the_trainer(trainer: int) -> None:
+    while (info := signal.sigwaitinfo({signal.SIGTERM})) is None or info.si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 class Workers:

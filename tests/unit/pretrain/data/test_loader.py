@@ -1,7 +1,10 @@
 """The law: first k steps + the rest = all, whatever the ranks, workers and restarts. And the tensors are what batch.py says. (Bad shards:
 test_bad_shards.py)"""
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -261,6 +264,24 @@ def test_history_is_hidden_inside_targets_of_training_alone(shards) -> None:
     assert torch.equal(again.target_mask_BTQ, hidden.target_mask_BTQ)
     held_out = open_loader(shards, split="valid", hide_history=0.4).valid_batches(1)[0]
     assert not (held_out.target_mask_BTQ == HIDDEN).any()
+
+
+UNCLOSED = """
+import sys
+from loaders import open_loader
+loader = open_loader(sys.argv[1], workers=2)
+loader.step_batches(0)
+for process in __import__("multiprocessing").active_children(): print(process.pid)
+"""
+
+
+def test_an_interpreter_that_ends_gets_rid_of_workers_that_nobody_closed(shards) -> None:
+    """As after a fault while the trainer waits for a batch, whose trace holds them: it would wait for them without end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", UNCLOSED, str(shards)], env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    workers = list(map(int, done.stdout.split()))
+    assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
