@@ -36,7 +36,6 @@ def train(run: str, overrides: tuple[str, ...], profile: bool) -> None:
         overrides = (*overrides, "train.profile=true")
     with stop_at_once() as started:
         config = load_config(RunConfig, run, folder="runs", overrides=overrides)
-        launch.require_initial(config)
         check_beginning(config)
         with launch.only_training(config):
             if not launch.is_started() and (done := finished_at(config)):

@@ -24,7 +24,6 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.lock import only_writer
 from uniaudio.log import get_logger
-from uniaudio.pretrain.recorded import published
 from uniaudio.pretrain.starting import SAVED, say_nothing_trained
 from uniaudio.signals import WITH_CTRL_C
 
@@ -89,18 +88,6 @@ def require_shards(run: RunConfig, remedy: str = "make it with `uniaudio tokeniz
     for place in run.data.folders:
         if "://" not in place and not Path(place).is_dir():
             raise UserError("data.shards: no such folder of shards", seen=place, remedy=remedy)
-
-
-def require_initial(run: RunConfig) -> None:
-    """Before long work: UserError where nothing lies at `train.init_from`, which would show only behind the model's making.
-
-    A training that goes on from a checkpoint of its own does not need it any more.
-    """
-    if run.train.resume and published(Path(run.train.output_dir) / "checkpoints"):
-        return
-    if run.train.init_from and not Path(run.train.init_from).exists():
-        remedy = "a checkpoint, an export, or the train.output_dir of a run that has saved"
-        raise UserError("train.init_from: nothing is there", seen=run.train.init_from, remedy=remedy)
 
 
 @contextmanager

@@ -90,6 +90,9 @@ def check_beginning(run: RunConfig) -> None:
         raise UserError(
             "train.resume is false and train.output_dir holds checkpoints", seen=root, remedy="another train.output_dir, or remove them"
         )
+    if not resumed and run.train.init_from and not Path(run.train.init_from).exists():  # what goes on does not need it any more
+        remedy = "a checkpoint, an export, or the train.output_dir of a run that has saved"
+        raise UserError("train.init_from: nothing is there", seen=run.train.init_from, remedy=remedy)
     for path in resumed or ([find(Path(run.train.init_from))] if run.train.init_from else []):
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from uniaudio.configs.load import load_config
 from uniaudio.configs.parallel import ParallelConfig
-from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain import launch
 from uniaudio.pretrain.cli import train
@@ -37,17 +35,6 @@ def test_a_missing_folder_of_shards_is_told_before_any_process_starts(monkeypatc
     words = ["demo_cpu", "parallel.data_parallel_size=2", f"data.shards={tmp_path}/none", f"train.output_dir={tmp_path}/run"]
     with pytest.raises(UserError, match=r"data\.shards: no such folder of shards \| seen: .*/none \| remedy: .*uniaudio tokenize"):
         CliRunner().invoke(train, words, catch_exceptions=False)
-
-
-def test_what_a_training_began_with_may_go_once_it_has_saved(tmp_path: Path) -> None:
-    run = load_config(
-        RunConfig, "demo_cpu", folder="runs", overrides=[f"train.output_dir={tmp_path}", f"train.init_from={tmp_path}/base/step-00000005"]
-    )
-    with pytest.raises(UserError, match=r"train\.init_from: nothing is there \| seen: .*/base/step-00000005 "):
-        launch.require_initial(run)
-    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-00000010" / "manifest.json").write_text("{}")
-    launch.require_initial(run)
 
 
 def test_one_process_becomes_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from uniaudio.configs.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.pretrain import cli
 from uniaudio.pretrain.data.vocabulary import load_vocabulary
-from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_model
+from uniaudio.pretrain.recorded import FORMAT, MANIFEST, check_beginning, check_model
 
 
 def save(output_dir: Path) -> Path:
@@ -95,3 +95,14 @@ def test_a_model_of_fewer_layers_does_not_leave_weights_out(key: str, tmp_path: 
     fewer = model.model_copy(update={key: getattr(model, key) - 1})
     with pytest.raises(UserError, match=rf"another model: model\.{key} \| seen: {getattr(fewer, key)} \| allowed: {getattr(model, key)} "):
         check_model(folder, json.loads((folder / MANIFEST).read_text()), fewer)
+
+
+def test_what_a_training_began_with_may_go_once_it_has_saved(tmp_path: Path) -> None:
+    run = load_config(
+        RunConfig, "demo_cpu", folder="runs", overrides=[f"train.output_dir={tmp_path}", f"train.init_from={tmp_path}/base/step-00000005"]
+    )
+    with pytest.raises(UserError, match=r"train\.init_from: nothing is there \| seen: .*/base/step-00000005 "):
+        check_beginning(run)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000010" / "manifest.json").write_text("{}")
+    check_beginning(run)
