@@ -1,4 +1,4 @@
-"""linear_cross_entropy: the output projection and the cross-entropy of the target codes, never a full matrix of logits.
+"""linear_cross_entropy: the output projection and the cross-entropy of the target codes, logits a chunk at a time.
 
 X codes, D width, V rows of the (padded) vocabulary on this rank. Owns the checks and the choice of path.
 """
@@ -57,4 +57,5 @@ def linear_cross_entropy(
         return reference.linear_cross_entropy(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group, count)
     from uniaudio.kernels.loss.triton_kernels import LinearCrossEntropy  # here: the torch path works without Triton
 
-    return LinearCrossEntropy.apply(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group, count)
+    keep = torch.is_grad_enabled() and (hidden_XD.requires_grad or weight_VD.requires_grad)
+    return LinearCrossEntropy.apply(hidden_XD, weight_VD, targets_X, mask_X, num_valid, group, count, keep)

@@ -1,8 +1,9 @@
 """Output projection + cross-entropy of the counted codes: cuBLAS for the products of a chunk, Triton for everything between them.
 
-The forward pass keeps one float a code, the log-sum-exp; a chunk's logits live only until the next chunk and are computed again in the
-backward pass, where their gradient overwrites them in place. With a vocabulary-parallel group each rank handles its rows of the
-vocabulary, and three vectors (highest logit, sum of exponentials, target's logit) cross the group once for all codes.
+The forward pass keeps one float a code, the log-sum-exp, and the logits of as many chunks as fit into KEPT_BYTES; those of the other
+chunks live only until the next chunk and are computed again in the backward pass, where their gradient overwrites them in place. With a
+vocabulary-parallel group each rank handles its rows of the vocabulary, and three vectors (highest logit, sum of exponentials, target's
+logit) cross the group once for all codes.
 C codes of a chunk, V rows of the vocabulary on this rank, D width.
 """
 
@@ -19,6 +20,7 @@ from uniaudio.kernels.loss.places import counted_places
 
 # 69 MB of bf16 logits at V 4224: larger products run nearer to the peak than smaller logits save by staying in the L2 cache.
 CODES_A_CHUNK = 8_192
+KEPT_BYTES = 2**30  # of logits, until the backward pass: a product less, and the same bits
 BLOCK = 2_048  # logits a step
 WARPS = 8
 
@@ -59,19 +61,34 @@ def _row_gradient(logits, targets, log_sums, grads, columns, first, num_valid, B
     tl.store(place, result.to(logits.dtype.element_ty), mask=col < columns)
 
 
+def _chunks(count: int) -> list[slice]:
+    return [slice(begin, min(begin + CODES_A_CHUNK, count)) for begin in range(0, count, CODES_A_CHUNK)]
+
+
 def statistics(
-    hidden_XD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, counted_C: torch.Tensor, first: int, num_valid: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(highest, sum, picked) of the counted codes over this rank's rows of the vocabulary, each (C,) float32."""
+    hidden_XD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_C: torch.Tensor,
+    counted_C: torch.Tensor,
+    first: int,
+    num_valid: int,
+    keep: bool,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(3, C) float32: highest, sum and picked of the counted codes over this rank's rows of the vocabulary; with `keep` the logits of the
+    first chunks, what fits."""
     columns = weight_VD.shape[0]
     result = torch.empty(3, counted_C.numel(), dtype=torch.float32, device=hidden_XD.device)
-    for begin in range(0, counted_C.numel(), CODES_A_CHUNK):
-        chunk = slice(begin, min(begin + CODES_A_CHUNK, counted_C.numel()))
+    kept: list[torch.Tensor] = []
+    room = KEPT_BYTES if keep else 0
+    for chunk in _chunks(counted_C.numel()):
         logits_CV = hidden_XD[counted_C[chunk]] @ weight_VD.T
         _row_statistics[(logits_CV.shape[0],)](
             logits_CV, targets_C[chunk], *(vector[chunk] for vector in result), columns, first, num_valid, BLOCK, num_warps=WARPS
         )
-    return result[0], result[1], result[2]
+        room -= logits_CV.nbytes
+        if room >= 0:
+            kept.append(logits_CV)
+    return result, kept
 
 
 def _accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -91,15 +108,15 @@ def gradients(
     grads_C: torch.Tensor,
     first: int,
     num_valid: int,
+    kept: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the hidden states (this rank's part) and of the weight, which is summed over the chunks in float32."""
+    """Gradients of the hidden states (this rank's part) and of the weight, which is summed over the chunks in float32. Uses `kept` up."""
     columns = weight_VD.shape[0]
     grad_hidden_XD = torch.zeros_like(hidden_XD)
     grad_weight_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
-    for begin in range(0, counted_C.numel(), CODES_A_CHUNK):
-        chunk = slice(begin, min(begin + CODES_A_CHUNK, counted_C.numel()))
+    for chunk in _chunks(counted_C.numel()):
         hidden_CD = hidden_XD[counted_C[chunk]]
-        logits_CV = hidden_CD @ weight_VD.T
+        logits_CV = kept.pop(0) if kept else hidden_CD @ weight_VD.T
         grid = (logits_CV.shape[0], triton.cdiv(columns, BLOCK))
         _row_gradient[grid](
             logits_CV, targets_C[chunk], log_sums_C[chunk], grads_C[chunk], columns, first, num_valid, BLOCK, num_warps=WARPS
@@ -110,7 +127,7 @@ def gradients(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Losses (X,) float32; saves the inputs and one float a counted code."""
+    """Losses (X,) float32; saves the inputs, one float a counted code, and with `keep` logits for one backward pass."""
 
     @staticmethod
     def forward(
@@ -122,12 +139,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         num_valid: int,
         group: dist.ProcessGroup | None,
         count: int | None,
+        keep: bool,
     ) -> torch.Tensor:
         ctx.first = weight_VD.shape[0] * dist.get_rank(group) if group is not None else 0
         ctx.num_valid, ctx.group = num_valid, group
         counted_C = counted_places(mask_X, count)
         targets_C = targets_X[counted_C]
-        highest_C, sum_C, picked_C = statistics(hidden_XD, weight_VD, targets_C, counted_C, ctx.first, num_valid)
+        vectors, ctx.kept = statistics(hidden_XD, weight_VD, targets_C, counted_C, ctx.first, num_valid, keep)
+        highest_C, sum_C, picked_C = vectors
         if group is not None:
             local_highest_C = highest_C.clone()
             dist.all_reduce(highest_C, op=dist.ReduceOp.MAX, group=group)
@@ -142,11 +161,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: FunctionCtx, grad_X: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_XD, weight_VD, targets_C, counted_C, log_sums_C = ctx.saved_tensors
         grad_hidden_XD, grad_weight_VD = gradients(
-            hidden_XD, weight_VD, targets_C, counted_C, log_sums_C, grad_X[counted_C].contiguous(), ctx.first, ctx.num_valid
+            hidden_XD, weight_VD, targets_C, counted_C, log_sums_C, grad_X[counted_C].contiguous(), ctx.first, ctx.num_valid, ctx.kept
         )
         if ctx.group is not None:
             dist.all_reduce(grad_hidden_XD, group=ctx.group)
-        return grad_hidden_XD, grad_weight_VD, None, None, None, None, None
+        return grad_hidden_XD, grad_weight_VD, None, None, None, None, None, None

@@ -59,6 +59,36 @@ def test_a_known_count_changes_nothing(place) -> None:
         assert torch.equal(counted_places(values, int(values.sum())), values.nonzero().squeeze(1))
 
 
+@pytest.mark.parametrize("chunks", [0, 1, 3, 9])
+def test_kept_logits_give_the_same_bits_once_and_again(place, small_chunks, monkeypatch, chunks) -> None:
+    from uniaudio.kernels.loss import triton_kernels
+
+    hidden, weight = place.randn(75, 24).requires_grad_(), place.randn(64, 24).requires_grad_()
+    targets, mask = place.randint(0, 53, (75,)), torch.ones(75, dtype=torch.int8, device=place.device)
+
+    def gradients(room: int) -> list[tuple[torch.Tensor, ...]]:
+        monkeypatch.setattr(triton_kernels, "KEPT_BYTES", room)
+        losses = linear_cross_entropy(hidden, weight, targets, mask, num_valid=53, backend="triton").sum()
+        return [torch.autograd.grad(losses, [hidden, weight], retain_graph=True) for _ in range(2)]
+
+    none, *others = *gradients(0), *gradients(chunks * 16 * 64 * place.dtype.itemsize)
+    for other in others:
+        assert all(map(torch.equal, none, other))
+
+
+def test_without_gradients_no_logits_are_kept(place, monkeypatch) -> None:
+    from uniaudio.kernels.loss import triton_kernels
+
+    told, statistics = [], triton_kernels.statistics
+    monkeypatch.setattr(triton_kernels, "statistics", lambda *arguments: told.append(statistics(*arguments)) or told[-1])
+    hidden, weight = place.randn(5, 16).requires_grad_(), place.randn(32, 16)
+    targets, mask = place.randint(0, 32, (5,)), torch.ones(5, dtype=torch.int8, device=place.device)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            linear_cross_entropy(hidden, weight, targets, mask, num_valid=32, backend="triton")
+    assert [len(kept) for _, kept in told] == [1, 0]
+
+
 def test_large_logits_do_not_overflow(place) -> None:
     hidden, weight = place.randn(8, 16, scale=30.0), place.randn(32, 16, scale=10.0)
     losses = linear_cross_entropy(
