@@ -112,7 +112,7 @@ def _varlen(heads: int, head_dim: int, packed: bool, prefix: bool = False) -> No
     qkv = _bf16(1, 256, heads, 3, head_dim)
     starts = torch.tensor([[0, 128]] if packed else [[0]], dtype=torch.int32)
     spans = document_spans(starts, starts if prefix else None, 256)
-    plan = default_plan(head_dim, qkv.dtype, packed=packed)
+    plan = default_plan(head_dim, qkv.dtype, packed=packed, bulk=True)
     out, sums = varlen_forward.forward(qkv, spans, plan.forward)
     varlen_backward.backward(qkv, out, sums, out, spans, plan)
 
@@ -150,8 +150,8 @@ def _embedding(concat: bool) -> None:
 
 def _loss() -> None:
     hidden, weight, counted = _bf16(64, 1536), _bf16(4224, 1536), torch.arange(64)
-    sums = loss.statistics(hidden, weight, counted, counted, 0, 4213)[1]
-    loss.gradients(hidden, weight, counted, counted, sums, sums, 0, 4213)
+    (_, sums, _), kept = loss.statistics(hidden, weight, counted, counted, 0, 4213, keep=True)
+    loss.gradients(hidden, weight, counted, counted, sums, sums, 0, 4213, kept)
 
 
 def _decode_attention(slots: int) -> None:

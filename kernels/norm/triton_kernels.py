@@ -131,7 +131,7 @@ def default_launch(width: int, *, backward: bool) -> Launch:
     padded = _padded(width)
     if backward:
         rows = max(1, 2048 // padded)
-        programs, stages = (3, 3) if padded <= 2048 else (1, 4 if padded <= 4096 else 1)  # what shared memory holds of tiles in flight
+        programs, stages = (2, 5) if padded <= 2048 else (1, 4 if padded <= 4096 else 1)  # what shared memory holds of tiles in flight
         return Launch(rows, min(16, max(1, padded * rows // 512)), programs, stages)
     rows = max(1, 4096 // padded)
     return Launch(rows, min(16, max(1, padded * rows // 1024)))
