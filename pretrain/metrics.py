@@ -28,10 +28,15 @@ Metrics = dict[str, float]
 logger = get_logger("metrics")
 
 
+def mean_loss(sums_KQ: torch.Tensor, counts_KQ: torch.Tensor) -> float:
+    """Nats a code over all tasks and levels."""
+    return float(sums_KQ.double().cpu().sum() / counts_KQ.double().cpu().sum())
+
+
 def loss_metrics(sums_KQ: torch.Tensor, counts_KQ: torch.Tensor, tasks: Sequence[str], *, prefix: str = "") -> Metrics:
     """`loss`, `loss/task/NAME` and `loss/level/q` from sums over target codes; tasks without a code are left out."""
     sums, counts = sums_KQ.double().cpu(), counts_KQ.double().cpu()
-    metrics = {f"{prefix}loss": float(sums.sum() / counts.sum())}
+    metrics = {f"{prefix}loss": mean_loss(sums, counts)}
     for index, task in enumerate(tasks):
         if counts[index].sum() > 0:
             metrics[f"{prefix}loss/task/{task}"] = float(sums[index].sum() / counts[index].sum())

@@ -1,7 +1,8 @@
 """The loop: batches of a step, the step, its numbers, evaluation, checkpoints, and a clean end on a signal.
 
 Owns the order of things and what is done how often. Everything that must agree between ranks (stop, save, fail) is decided from values
-that are equal on all of them.
+that are equal on all of them. While the device works on a step the host fetches the next one's batches; between two steps the device waits
+only until the host has read the numbers that it decides by: they are written out when the next step is under way.
 """
 
 import functools
@@ -30,6 +31,7 @@ from uniaudio.pretrain.metrics import (
     Speed,
     count_codes,
     loss_metrics,
+    mean_loss,
     system_metrics,
     unigram_metrics,
 )
@@ -50,12 +52,39 @@ MAX_SKIPPED = 10  # steps in a row whose loss or gradient is not finite, before 
 MAX_REWINDS = 3  # without a new checkpoint between them
 
 
+def works_meanwhile(device: torch.device) -> bool:
+    """Whether the device works on a step while the host goes on."""
+    return device.type != "cpu"
+
+
 class NonFiniteLoss(UserError):
     """The loss or the gradient is not a number; the weights are those of the step before."""
 
 
 class LossSpike(UserError):
     """The loss jumps again and again, whatever batches are left out."""
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What `StepStatistics` says, on the CPU, of a step at this learning rate."""
+
+    step: int
+    loss_sums_KQ: torch.Tensor
+    counts_KQ: torch.Tensor
+    gradient_norm: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """Steps that are read and decided on, and not written out yet. codes, lap: histogram of the target codes, and speed, of all that were
+    read, up to step `last`; a step that ends the training or is gone back from is the last to be told of."""
+
+    steps: list[StepNumbers]
+    last: int
+    codes: torch.Tensor
+    lap: Metrics
 
 
 @dataclass
@@ -90,6 +119,7 @@ class Trainer:
         self.step, self._saved = start, start
         self._pending: list[tuple[int, StepStatistics, float]] = []
         self._codes: torch.Tensor | None = None
+        self._told: Told | None = None
         self._data_seconds = 0.0
         self._speed = Speed(self.run, identity.vocabulary.size, engine.device)
         self._spikes = SpikeDetector(settings.spike_deviations)
@@ -107,9 +137,9 @@ class Trainer:
         with ThreadPoolExecutor(1) as thread:
             ahead = thread if self.run.data.workers == 0 else None  # with workers the loader reads ahead, and must not fork from a thread
             profiler = trace(Path(settings.output_dir) / "profile", self.engine.layout.rank) if settings.profile else None
-            upcoming = self._load(ahead)
+            batches, lack = self._wait_for(self._load(ahead))
             while self.step < settings.steps:
-                batches, lack = self._wait_for(upcoming)
+                self._watchdog.enter(self.step + 1, "step")
                 asked = self.engine.greatest(FAULT if self._writer.failed else LACK if lack else STOP if came else 0)
                 if asked == FAULT:
                     self._writer.wait()  # raises
@@ -122,10 +152,10 @@ class Trainer:
                 self._train_step(batches)
                 if profiler:
                     profiler.step()
+                batches, lack = self._wait_for(upcoming)
                 if spike := self._finish_step():
-                    upcoming()  # the loader is busy with a step that will not come
                     self._rewind(spike)
-                    upcoming = self._load(ahead)
+                    batches, lack = self._wait_for(self._load(ahead))
             if profiler:
                 profiler.stop()
             self._writer.wait()
@@ -139,8 +169,10 @@ class Trainer:
         last = self.step == settings.steps
         save = last or self.step % settings.save_every == 0
         evaluate = last or (settings.evaluate_every > 0 and self.step % settings.evaluate_every == 0)
-        if (save or evaluate or self.step % settings.log_every == 0) and (spike := self._flush()):
+        if (save or evaluate or self.step % settings.log_every == 0) and (spike := self._read()):
             return spike
+        if save or evaluate or not works_meanwhile(self.engine.device):
+            self._tell()
         if evaluate:
             self._watchdog.enter(self.step, "evaluation")
             self._evaluate()
@@ -152,7 +184,7 @@ class Trainer:
         return None
 
     def _wait_for(self, upcoming: Callable[[], list[Batch]]) -> tuple[list[Batch], UserError | None]:
-        """The batches of the next step, or why this rank has none."""
+        """The batches of the next step, or why this rank has none. What was queued of this step runs meanwhile."""
         self._watchdog.enter(self.step + 1, "data")
         before, batches, lack = time.perf_counter(), list[Batch](), None
         try:
@@ -160,7 +192,7 @@ class Trainer:
         except UserError as error:
             lack = error
         self._data_seconds += time.perf_counter() - before
-        self._watchdog.enter(self.step + 1, "step")
+        self._watchdog.enter(self.step, "end of the step")
         return batches, lack
 
     def _load(self, ahead: ThreadPoolExecutor | None) -> Callable[[], list[Batch]]:
@@ -174,56 +206,67 @@ class Trainer:
     def _train_step(self, batches: list[Batch]) -> None:
         rate = learning_rate(self.run.optim, self.step, self.run.train.steps)
         statistics = self.engine.train_step(batches, learning_rate=rate)
+        self._tell()
         self._pending.append((self.step, statistics, rate))
         codes = count_codes(batches, len(self.run.data.tasks), self.identity.vocabulary.size)
         self._codes = codes if self._codes is None else self._codes.add_(codes)
         if self.outputs.progress:
             self.outputs.progress.advance(self.step)
 
-    def _flush(self) -> int | None:
-        """Reads the statistics of the steps since the last flush, checks them, and writes them out; the step of a loss spike, if any."""
+    def _read(self) -> int | None:
+        """Waits for the statistics of the steps since the last reading and checks them; the step of a loss spike, if any."""
         if not self._pending:
             return None
         assert self._codes is not None
-        tasks = self.run.data.tasks
-        unigram = unigram_metrics(self.engine.sum_over_data(self._codes), tasks)
-        losses = [
-            loss_metrics(statistics.loss_sums_KQ, statistics.counts_KQ, tasks) for _, statistics, _ in self._pending
-        ]  # waits for the device
-        pending, self._pending, self._codes = self._pending, [], None
-        lap = self._lap(len(pending))
-        for (step, statistics, rate), metrics in zip(pending, losses):
-            norm = statistics.gradient_norm
-            metrics |= {"learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), **self._position(step)}
-            if step == pending[-1][0]:
-                metrics |= {**unigram, **lap}
-            self._write(step, metrics)
-            self._require_finite(step, metrics)
-            if self._spikes.sees(metrics["loss"]):
-                return step
-        if self.outputs.tracker:
-            self.outputs.tracker.flush()
-        form = "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%"
-        loss, norm, rate = (losses[-1][key] for key in ("loss", "gradient_norm", "learning_rate"))
-        logger.info(
-            form, pending[-1][0], self.run.train.steps, loss, unigram["unigram"], rate, norm, lap["frames_per_second"], 100 * lap["mfu"]
-        )
+        steps = [
+            StepNumbers(
+                step, on.loss_sums_KQ.cpu(), on.counts_KQ.cpu(), math.nan if on.gradient_norm is None else float(on.gradient_norm), rate
+            )
+            for step, on, rate in self._pending
+        ]
+        codes, self._codes, self._pending = self._codes, None, []
+        lap = self._lap(len(steps))
+        for number, read in enumerate(steps, start=1):
+            self._told = Told(steps[:number], steps[-1].step, codes, lap)
+            loss = mean_loss(read.loss_sums_KQ, read.counts_KQ)
+            self._require_finite(read.step, loss, read.gradient_norm)
+            if self._spikes.sees(loss):
+                self._tell()
+                return read.step
         return None
 
+    def _tell(self) -> None:
+        """Writes out what was read."""
+        if self._told is None:
+            return
+        told, self._told = self._told, None
+        tasks = self.run.data.tasks
+        unigram = unigram_metrics(self.engine.sum_over_data(told.codes), tasks)
+        for read in told.steps:
+            metrics = loss_metrics(read.loss_sums_KQ, read.counts_KQ, tasks)
+            metrics |= {"learning_rate": read.rate, "gradient_norm": read.gradient_norm, **self._position(read.step)}
+            if read.step == told.last:
+                metrics |= {**unigram, **told.lap, **system_metrics(self.engine.device)}
+            self._write(read.step, metrics)
+        if read.step == told.last:
+            self._say(read, metrics)
+
+    def _say(self, read: StepNumbers, metrics: Metrics) -> None:
+        if self.outputs.tracker:
+            self.outputs.tracker.flush()
+        shown = [metrics[key] for key in ("loss", "unigram", "learning_rate", "gradient_norm", "frames_per_second", "mfu")]
+        form = "step %d/%d  loss %.4f (unigram %.4f)  lr %.2e  norm %.3f  %.0f frames/s  MFU %.1f %%"
+        logger.info(form, read.step, self.run.train.steps, *shown[:-1], 100 * shown[-1])
+
     def _lap(self, steps: int) -> Metrics:
-        """Speed, goodput, the parts of a step, memory: of the `steps` since the last lap."""
+        """Speed, goodput, the parts of a step: of the `steps` since the last lap."""
         lap = self._speed.lap(steps)
         self._clock.productive += steps * lap["seconds_per_step"]
         parts = {"data": self._data_seconds / steps, **self.engine.stopwatch.read()}
         self._data_seconds = 0.0
         stages = self.run.parallel.pipeline_parallel_size  # of a pipeline differ from each other
         self._watchdog.tell_own(parts["data"] + (parts.get("forward", 0.0) if stages == 1 else 0.0))
-        return (
-            lap
-            | {f"seconds/{part}": seconds for part, seconds in parts.items()}
-            | self._clock.metrics()
-            | system_metrics(self.engine.device)
-        )
+        return lap | {f"seconds/{part}": seconds for part, seconds in parts.items()} | self._clock.metrics()
 
     def _position(self, step: int) -> Metrics:
         """Where the data stands after a step: rows, frames, and epochs of each task."""
@@ -238,16 +281,17 @@ class Trainer:
         if self.outputs.progress and "loss" in metrics:
             self.outputs.progress.show(metrics["loss"])
 
-    def _require_finite(self, step: int, metrics: Metrics) -> None:
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
         """The same values on all ranks, so all of them decide alike. The step itself has changed nothing (see `Engine`)."""
-        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"]) and metrics["gradient_norm"] >= 0:
+        if math.isfinite(loss) and math.isfinite(norm) and norm >= 0:
             self._skipped = 0
             return
         self._skipped += 1
-        seen = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; documents {self.train.info(step - 1)}"
+        seen = f"loss {loss}, gradient norm {norm}; documents {self.train.info(step - 1)}"
         if self.run.train.on_non_finite == "skip" and self._skipped < MAX_SKIPPED:
             logger.error("step %d: the loss or the gradient is not finite; its update is left out | seen: %s", step, seen)
             return
+        self._tell()
         raise NonFiniteLoss(
             f"step {step}: the loss or the gradient is not finite; stopped without saving",
             seen=seen,
@@ -298,7 +342,9 @@ class Trainer:
 
     def _settle(self, why: str) -> None:
         """Before it leaves in the middle: saves what is not saved yet, but for weights behind a loss spike."""
-        if spike := self._flush():
+        spike = self._read()
+        self._tell()
+        if spike:
             logger.error(
                 "step %d: the loss is far above the recent ones (over %.4f); nothing behind the last checkpoint is saved",
                 spike, self._spikes.limit,

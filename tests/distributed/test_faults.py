@@ -47,6 +47,7 @@ def test_the_parts_of_a_pipelines_step_are_told_by_each_stage(tmp_path: Path) ->
         assert 0.3 * rank["step"] < sum(rank["parts"].values()) <= rank["step"]
 
 
+TIMES = ("seconds", "frames_per", "mfu", "goodput", "system/")
 CONFIG = """
 model: {width: 32, num_heads: 2, ffn_width: 64, global_layers: 1, local_layers: 1, max_positions: 256, text_width: 16, kernels: torch}
 data: {shards: FOLDER/shards, tasks: [tts], frames_per_row: 128, rows_per_micro_batch: 1, prompt_seconds: 0.3}
@@ -61,8 +62,13 @@ def config(tmp_path: Path) -> dict[str, Any]:
     return yaml.safe_load(CONFIG.replace("FOLDER", str(tmp_path)))
 
 
-def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: list[int], stop: int | None = None) -> dict[str, Any]:
-    """A training whose n-th steps go wrong, or ask it to stop (0: its start); its metrics, its warnings, and the row it stands at."""
+def train_with_faults(
+    config: dict[str, Any], not_finite: list[int], spikes: list[int], stop: int | None = None, later: bool = False
+) -> dict[str, Any]:
+    """A training whose n-th steps go wrong, or ask it to stop (0: its start); its metrics, its warnings, and the row it stands at.
+
+    later: numbers are written out when the next step is under way, as beside a GPU.
+    """
     import json
     import logging
     import os
@@ -71,6 +77,7 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     import torch
 
     from uniaudio.configs.run import RunConfig
+    from uniaudio.pretrain import trainer
     from uniaudio.pretrain.data.vocabulary import load_vocabulary
     from uniaudio.pretrain.engine import Engine, StepStatistics
     from uniaudio.pretrain.parallel.layout import Layout
@@ -96,6 +103,8 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
             messages.append(record.getMessage())
 
     Engine.train_step = step  # type: ignore[method-assign]
+    if later:
+        trainer.works_meanwhile = lambda device: True
     logging.getLogger("uniaudio").addHandler(Keep())
     started = (lambda: os.kill(os.getpid(), signal.SIGTERM)) if stop == 0 else (lambda: None)
     code = train(RunConfig.model_validate(config), started=started)
@@ -110,6 +119,7 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     return {
         "code": code,
         "steps": steps,
+        "lines": [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines],
         "messages": said,
         "checkpoints": [manifest["step"] for manifest in manifests],
         "row": newest["data_position"]["row"],
@@ -118,24 +128,27 @@ def train_with_faults(config: dict[str, Any], not_finite: list[int], spikes: lis
     }
 
 
-def test_skip_leaves_the_update_out_and_names_the_documents(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_skip_leaves_the_update_out_and_names_the_documents(config: dict[str, Any], tmp_path: Path, later: bool) -> None:
     config["train"]["on_non_finite"] = "skip"
-    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[4, 5], spikes=[])
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, later=later, not_finite=[4, 5], spikes=[])
     assert done["code"] == 0 and done["steps"] == list(range(1, 51)) and done["row"] == done["first_row_of"]["50"]
     said = [message for message in done["messages"] if "its update is left out" in message]
     assert len(said) == 2 and "step 4" in said[0] and "clip-0000" in said[0]
     assert done["clock"]["productive"] > 0
 
 
-def test_skipping_without_end_stops(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_skipping_without_end_stops(config: dict[str, Any], tmp_path: Path, later: bool) -> None:
     config["train"]["on_non_finite"] = "skip"
     with pytest.raises(AssertionError, match=r"NonFiniteLoss: step 14: .*remedy: a lower optim.lr"):
-        run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=list(range(5, 40)), spikes=[])
+        run_ranks(1, tmp_path / "results", train_with_faults, config=config, later=later, not_finite=list(range(5, 40)), spikes=[])
 
 
-def test_a_spike_goes_back_and_leaves_its_batches_out(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_spike_goes_back_and_leaves_its_batches_out(config: dict[str, Any], tmp_path: Path, later: bool) -> None:
     config["train"]["spike_deviations"] = 8.0
-    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45])
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, later=later, not_finite=[], spikes=[45])
     assert done["code"] == 0 and done["steps"] == list(range(1, 51)), "the lines of the steps that were undone are gone"
     assert [message for message in done["messages"] if "back to step 40, without the batches of steps 41 to 46" in message]
     assert done["row"] == done["first_row_of"]["56"], "50 steps, and the batches of six left out"
@@ -151,13 +164,28 @@ def test_spikes_without_end_stop(config: dict[str, Any], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "save_every, saved", [(40, "step 40 is saved; the same command goes on"), (100, "no step is saved; the same command begins")]
 )
-def test_nothing_behind_a_spike_is_saved_by_a_signal(config: dict[str, Any], tmp_path: Path, save_every: int, saved: str) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_nothing_behind_a_spike_is_saved_by_a_signal(
+    config: dict[str, Any], tmp_path: Path, save_every: int, saved: str, later: bool
+) -> None:
     """The numbers of step 45 are read only as it leaves."""
     config["train"] |= {"spike_deviations": 8.0, "save_every": save_every}
-    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, not_finite=[], spikes=[45], stop=45)
+    (done,) = run_ranks(1, tmp_path / "results", train_with_faults, config=config, later=later, not_finite=[], spikes=[45], stop=45)
     assert done["code"] == 75 and done["checkpoints"] == ([40] if save_every == 40 else [])
     assert [message for message in done["messages"] if "step 45: the loss is far above the recent ones" in message]
     assert done["messages"][-1].startswith(f"asked to stop: {saved}")
+
+
+def test_numbers_are_the_same_where_they_are_written_later(config: dict[str, Any], tmp_path: Path) -> None:
+    config["train"] |= {"log_every": 3, "evaluate_every": 20}
+    lines = []
+    for later in (False, True):
+        config["train"]["output_dir"] = str(tmp_path / f"run-{later}")
+        (done,) = run_ranks(1, tmp_path / f"results-{later}", train_with_faults, config=config, later=later, not_finite=[], spikes=[])
+        lines.append(done["lines"])
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0] if "valid/loss" in line] == [20, 40, 50]
+    assert [line["step"] for line in lines[0] if "unigram" in line] == sorted({*range(3, 49, 3), 20, 40, 50})
 
 
 def test_a_signal_before_the_first_step_closes_what_is_open_and_says_so(config: dict[str, Any], tmp_path: Path) -> None:
