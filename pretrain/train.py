@@ -32,8 +32,9 @@ from uniaudio.pretrain.parallel import layout as layouts
 from uniaudio.pretrain.parallel.layout import Layout
 from uniaudio.pretrain.parallel.tensor import choose_backend
 from uniaudio.pretrain.progress import Progress
+from uniaudio.pretrain.step_log import Outputs
 from uniaudio.pretrain.tracking import Tracker, farm_runs, flatten, git_commit, shard_tokenizers
-from uniaudio.pretrain.trainer import PREEMPTED, Outputs, Trainer
+from uniaudio.pretrain.trainer import PREEMPTED, Trainer
 from uniaudio.pretrain.watchdog import Watchdog
 from uniaudio.signals import WITH_CTRL_C, stop_requests
 
