@@ -52,7 +52,13 @@ SINGLE = {
 PACKED = {
     "forward": [Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 32, 4, 4, bulk=True), Launch(128, 32, 8, 4, bulk=True)],
     "queries": [Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 32, 4, 2, bulk=True)],
-    "keys": [Launch(64, 64, 4, 2), Launch(64, 32, 4, 3), Launch(64, 32, 4, 3, bulk=True), Launch(64, 64, 8, 2, bulk=True)],
+    "keys": [
+        Launch(64, 64, 4, 2),
+        Launch(64, 64, 4, 2, bulk=True),
+        Launch(64, 32, 4, 3),
+        Launch(64, 32, 4, 3, bulk=True),
+        Launch(64, 64, 8, 2, bulk=True),
+    ],
 }
 
 

@@ -20,7 +20,17 @@ FRAMES, VOCABULARY, POSITIONS = 16_384, 4224, 3000
 NORM_FORWARD = [norm.Launch(*form) for form in ((2, 4), (1, 2), (1, 4), (2, 8), (4, 8))]
 NORM_BACKWARD = [
     norm.Launch(*form)
-    for form in ((2, 8, 1, 4), (1, 4, 2, 4), (1, 4, 3, 3), (1, 4, 4, 2), (1, 8, 2, 4), (2, 8, 2, 2), (2, 16, 1, 4), (4, 16, 1, 2))
+    for form in (
+        (2, 8, 1, 4),
+        (1, 4, 2, 4),
+        (1, 4, 3, 3),
+        (1, 4, 2, 5),
+        (1, 4, 4, 2),
+        (1, 8, 2, 4),
+        (2, 8, 2, 2),
+        (2, 16, 1, 4),
+        (4, 16, 1, 2),
+    )
 ]
 GELU_FORWARD = [activation.Launch(*form) for form in ((2048, 1, 4), (1024, 1, 4), (1024, 1, 2), (2048, 1, 8), (1024, 2, 4), (512, 4, 8))]
 GELU_BACKWARD = [

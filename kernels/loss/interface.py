@@ -38,7 +38,8 @@ def linear_cross_entropy(
     is not 0. Rows num_valid.. of the vocabulary are padding and never count. With a `group`, weight_VD is this rank's V rows, in rank
     order; every rank holds the same hidden states and gets the same losses, and the gradient of hidden_XD is summed over the group.
     `count`: how many codes the mask counts, from whoever made it; else the host waits for the device to know.
-    Differentiable in hidden_XD and weight_VD. Raises ValueError on any other input.
+    Differentiable in hidden_XD and weight_VD; for that up to 1 GiB of logits stay on the Triton path until the backward pass. Raises
+    ValueError on any other input.
     """
     check_shape(OP, "hidden_XD", hidden_XD, (None, None))
     check_shape(OP, "weight_VD", weight_VD, (None, hidden_XD.shape[1]))
